@@ -1,0 +1,91 @@
+"""`vlmoe checkpoint inspect | verify`: what a checkpoint holds, and whether it is still what was written."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlmoe_cli.options import JsonOption, examples
+from vlmoe_cli.output import Output
+
+if TYPE_CHECKING:
+    from vlmoe_core.checkpoint.summary import Summary
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Look into a checkpoint, and check it.",
+    epilog=examples(
+        "vlmoe checkpoint inspect runs/quickstart-pretrain", "vlmoe checkpoint verify runs/quickstart-pretrain"
+    ),
+)
+
+PathArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="PATH", help="A checkpoint folder (step-00000100), or a run: its newest.", show_default=False
+    ),
+]
+
+
+@app.command(epilog=examples("vlmoe checkpoint inspect runs/quickstart-pretrain/checkpoints/step-00000100"))
+def inspect(path: PathArgument, json: JsonOption = False) -> None:
+    """Print step, size, tensors and experts of a checkpoint; reads no tensor."""
+    from dataclasses import asdict
+
+    from vlmoe_core.checkpoint.layout import resolve
+    from vlmoe_core.checkpoint.summary import inspect_checkpoint
+
+    summary = inspect_checkpoint(resolve(path))
+    found = asdict(summary)
+    out = Output(json)
+    out.record(_facts(summary))
+    out.table(found["groups"], "tensors on disk")
+    out.table([{"sparse layer": layer, "experts": count} for layer, count in summary.experts.items()], "experts")
+    out.data(found)
+
+
+@app.command(epilog=examples("vlmoe checkpoint verify runs/quickstart-pretrain", "vlmoe checkpoint verify PATH --json"))
+def verify(path: PathArgument, json: JsonOption = False) -> None:
+    """Compare every byte of a checkpoint with its manifest; exit code 1 if anything differs."""
+    from vlmoe_core.checkpoint.layout import resolve
+    from vlmoe_core.checkpoint.summary import verify_checkpoint
+    from vlmoe_core.errors import CheckpointError
+
+    folder = resolve(path)
+    reports = verify_checkpoint(folder)
+    broken = [report for report in reports if report.problem]
+    out = Output(json)
+    out.table([{"file": report.name, "state": report.problem or "ok"} for report in reports], str(folder))
+    files = [{"name": report.name, "problem": report.problem} for report in reports]
+    out.data({"path": str(folder), "ok": not broken, "files": files})
+    if broken:
+        first = f"{broken[0].name} {broken[0].problem}"
+        raise CheckpointError(
+            f"{folder} is damaged in {len(broken)} of {len(reports)} places: {first}; use another one"
+        )
+
+
+def _facts(summary: "Summary") -> dict[str, object]:
+    versions = ", ".join(f"{name} {version}" for name, version in summary.versions.items())
+    return {
+        "checkpoint": summary.path,
+        "recipe": summary.recipe or None,
+        "step": summary.step,
+        "positions": ", ".join(f"{stream} {position}" for stream, position in summary.positions.items()) or None,
+        "best score": summary.best_score,
+        "parameters": f"{summary.parameters:,}",
+        "size": f"{summary.bytes / 2**20:,.1f} MiB",
+        "age": _age(time.time() - summary.created),
+        "format": summary.format,
+        "written by": versions,
+    }
+
+
+def _age(seconds: float) -> str:
+    """A duration in its largest unit: 3 days, 5 hours, 12 minutes, 40 seconds."""
+    for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if seconds >= length:
+            count = int(seconds // length)
+            return f"{count} {unit}{'s' if count > 1 else ''}"
+    return f"{max(0, int(seconds))} seconds"

@@ -1,0 +1,52 @@
+"""The program `vlmoe`: every verb is one line below, and one file beside this one.
+
+A verb's file imports typer and vlmoe_cli at its top, and vlmoe_core inside its function, so that help needs neither
+torch nor pydantic.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from vlmoe_cli import env, recipes
+from vlmoe_cli.errors import DEBUG_VARIABLE, guarded, show_tracebacks
+from vlmoe_cli.options import examples, group
+
+app = group(epilog=examples("vlmoe recipes ls", "vlmoe pretrain quickstart/pretrain"))
+
+
+@app.callback()
+def vlmoe(
+    debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug", envvar=DEBUG_VARIABLE, help="Show the traceback of an error; stands before or after the verb."
+        ),
+    ] = False,
+) -> None:
+    """Pretrain, finetune, evaluate, analyse and publish vision-language sparse mixture-of-experts transformers."""
+    if debug:
+        show_tracebacks()
+
+
+# One line a verb, in the order of the help: app.command(epilog=...)(module.function); for a group, app.add_typer(...).
+app.add_typer(recipes.app, name="recipes")
+app.command()(env.env)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `vlmoe` with these arguments, by default those of the process; always ends with SystemExit."""
+    typed = _debug_first(sys.argv[1:] if arguments is None else arguments)
+    guarded(lambda: app(typed, prog_name="vlmoe"))
+
+
+def _debug_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with a `--debug` moved to the front, so that it may be added at the end of a line."""
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if "--debug" not in options:
+        return list(arguments)
+    rest = list(arguments)
+    rest.remove("--debug")
+    return ["--debug", *rest]

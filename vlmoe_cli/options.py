@@ -1,0 +1,52 @@
+"""Arguments and options that several verbs share, so that their help never differs."""
+
+from importlib.util import find_spec
+from pkgutil import iter_modules
+from typing import Annotated, Any
+
+import typer
+
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="A YAML file, or the name of a shipped recipe (vlmoe recipes ls).", show_default=False
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set one value of the recipe: --set train.steps=100. Repeatable.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
+
+
+# Typer reads a --help that was not given as None, which it converts through pydantic; False needs no conversion.
+_SETTINGS = {"help_option_names": ["-h", "--help"], "default_map": {"help": False}}
+
+
+def group(**settings: Any) -> typer.Typer:
+    """A group of verbs, with plain help: rich's takes longer to import than all else that help needs."""
+    return typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings=_SETTINGS,
+        **settings,
+    )
+
+
+def examples(*commands: str) -> str:
+    """The epilog of a verb: lines to copy."""
+    return "\b\nExamples:\n" + "\n".join(f"  {command}" for command in commands)
+
+
+def plugin_file_names(package: str) -> list[str]:
+    """Names of a room's plug-ins for help texts: its file names, read without importing them or pydantic."""
+    spec = find_spec(package)
+    folders = spec.submodule_search_locations if spec else None
+    return sorted(module.name.replace("_", "-") for module in iter_modules(folders or []))

@@ -1,0 +1,1 @@
+"""Library of vlmoe: data, model, routing, objectives and training of vision-language sparse transformers."""

@@ -1,0 +1,136 @@
+"""Puts tensors back into a module and an optimiser, by name and never by index."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vlmoe_core.errors import CheckpointError
+
+SHOWN = 8
+"""Names that a message lists before it only counts."""
+
+
+def load_model_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors into a module's parameters and persistent buffers, reading each once.
+
+    Raises:
+        CheckpointError: names are missing or too many, a shape or type differs, or the module ties tensors that differ
+            in the checkpoint. The module is then of no use: some of its tensors may be overwritten.
+    """
+    targets: dict[str, Tensor] = module.state_dict()
+    _check_names(targets, tensors)
+    misfits = []
+    filled: dict[tuple[object, ...], str] = {}
+    for name, target in targets.items():
+        found = tensors[name]
+        if found.shape != target.shape or found.dtype != target.dtype:
+            misfits.append(f"{name} is {_kind(found)}, the model wants {_kind(target)}")
+            continue
+        first = filled.setdefault((target.device, target.data_ptr(), target.shape, target.stride()), name)
+        if first != name and not _same_bits(target, found):
+            raise CheckpointError(f"the model ties '{name}' to '{first}', but their values differ in the checkpoint")
+        target.copy_(found)
+    if misfits:
+        raise CheckpointError(f"the checkpoint is of another model: {_listed(misfits)}")
+
+
+def named_optimizer_state(
+    optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, Tensor]]
+) -> dict[str, Tensor]:
+    """The optimiser's state as `KIND.<parameter>`, such as `exp_avg.<parameter>`: tensors as they are, not copies.
+
+    Learning rates and other settings are not in it: they follow from recipe and step. A parameter that never had a
+    gradient has no state.
+
+    Raises:
+        CheckpointError: a parameter of the optimiser has no name, or its state is not made of tensors.
+    """
+    names = {id(parameter): name for name, parameter in named_parameters}
+    state: dict[str, Tensor] = {}
+    for parameter in _parameters(optimizer):
+        if id(parameter) not in names:
+            raise CheckpointError(
+                f"the optimiser has a parameter {tuple(parameter.shape)} that is not one of the model's"
+            )
+        name = names[id(parameter)]
+        for kind, value in optimizer.state.get(parameter, {}).items():
+            if not isinstance(value, Tensor) or "." in kind:
+                raise CheckpointError(f"optimiser state '{kind}' of '{name}' can't be saved: {type(value).__name__}")
+            state[f"{kind}.{name}"] = value
+    return state
+
+
+def load_named_optimizer_state(
+    optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, Tensor]], tensors: Mapping[str, Tensor]
+) -> None:
+    """Replace an optimiser's state by what `named_optimizer_state` gave, bit for bit, on each parameter's device.
+
+    Raises:
+        CheckpointError: a name is not one of the optimiser's parameters, a shape differs, or moments are missing.
+    """
+    managed = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+    parameters = {name: parameter for name, parameter in named_parameters if id(parameter) in managed}
+    kinds_of = _kinds_by_parameter(tensors)
+    _check_moments(kinds_of, parameters)
+    optimizer.state.clear()
+    for name, kinds in kinds_of.items():
+        parameter = parameters[name]
+        for kind in kinds:
+            value = tensors[f"{kind}.{name}"]
+            if value.ndim and value.shape != parameter.shape:
+                raise CheckpointError(f"'{kind}.{name}' is {_kind(value)}, but its parameter is {_kind(parameter)}")
+            device = _device_of(kind, parameter, managed[id(parameter)])
+            optimizer.state[parameter][kind] = value.to(device=device, copy=True)
+
+
+def _check_names(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    sides = {
+        "missing in the checkpoint": [name for name in targets if name not in tensors],
+        "not in the model": [name for name in tensors if name not in targets],
+    }
+    told = [f"{side}: {_listed(names)}" for side, names in sides.items() if names]
+    if told:
+        raise CheckpointError(f"the checkpoint is of another model; {'; '.join(told)}")
+
+
+def _kinds_by_parameter(tensors: Iterable[str]) -> dict[str, list[str]]:
+    kinds_of: dict[str, list[str]] = {}
+    for key in tensors:
+        kind, _, name = key.partition(".")
+        kinds_of.setdefault(name, []).append(kind)
+    return kinds_of
+
+
+def _check_moments(kinds_of: Mapping[str, Sequence[str]], parameters: Mapping[str, Tensor]) -> None:
+    unknown = [name for name in kinds_of if name not in parameters]
+    if unknown:
+        raise CheckpointError(f"the checkpoint has optimiser state of what is not trained here: {_listed(unknown)}")
+    every = {kind for kinds in kinds_of.values() for kind in kinds}
+    missing = [f"{kind}.{name}" for name, kinds in kinds_of.items() for kind in sorted(every - set(kinds))]
+    if missing:
+        raise CheckpointError(f"the checkpoint lacks optimiser state: {_listed(missing)}")
+
+
+def _device_of(kind: str, parameter: Tensor, group: Mapping[str, object]) -> torch.device:
+    """AdamW keeps its step count on the CPU, unless its kernel reads it on the parameter's device."""
+    on_device = kind != "step" or group.get("fused") or group.get("capturable")
+    return parameter.device if on_device else torch.device("cpu")
+
+
+def _same_bits(left: Tensor, right: Tensor) -> bool:
+    left_bytes, right_bytes = (tensor.cpu().reshape(-1).view(torch.uint8) for tensor in (left, right))
+    return torch.equal(left_bytes, right_bytes)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

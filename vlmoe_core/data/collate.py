@@ -1,0 +1,52 @@
+"""From samples to a batch."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vlmoe_core.data.batch import Batch
+from vlmoe_core.data.config import StreamName
+from vlmoe_core.data.example import Sample
+
+
+def collate(stream: StreamName, samples: Sequence[Sample], image_size: int, num_patches: int) -> Batch:
+    """The batch of one stream; no sample at all gives an empty batch.
+
+    Args:
+        stream: image, text or pair; each sample is one sequence of one example.
+        samples: the samples, in the order of their positions.
+        image_size: pixels along an image's side, for the shape of an empty batch.
+        num_patches: P, likewise.
+    """
+    pixels = [s.pixels for s in samples if s.pixels is not None]
+    masks = [s.patch_mask for s in samples if s.patch_mask is not None]
+    texts = [s.text_ids for s in samples if s.text_ids is not None]
+    targets = [s.text_targets for s in samples if s.text_targets is not None]
+    lengths = [len(t) for t in texts]
+    images = range(len(pixels))
+    return Batch(
+        fused=stream == "pair",
+        pixels_ICHW=_stack(pixels, (3, image_size, image_size), np.uint8),
+        patch_mask_IP=_stack(masks, (num_patches,), np.bool_),
+        image_ids=torch.tensor([s.image_id for s in samples if s.pixels is not None], dtype=torch.int64),
+        sequence_of_image=torch.arange(len(images)),
+        text_ids_T=_concatenate(texts),
+        text_targets_T=_concatenate(targets),
+        text_positions_T=_concatenate([np.arange(n) for n in lengths]),
+        sequence_of_text=_concatenate([np.full(n, i) for i, n in enumerate(lengths)]),
+        example_of_sequence=torch.arange(len(samples)),
+        positions=torch.tensor([s.position for s in samples], dtype=torch.int64),
+        longest_text=max(lengths, default=0),
+        num_masked_patches=int(sum(m.sum() for m in masks)),
+        num_masked_words=int(sum((t >= 0).sum() for t in targets)),
+    )
+
+
+def _stack(arrays: list[NDArray], shape: tuple[int, ...], dtype: type[np.generic]) -> torch.Tensor:  # type: ignore[type-arg]
+    return torch.from_numpy(np.stack(arrays) if arrays else np.zeros((0, *shape), dtype))
+
+
+def _concatenate(arrays: list[NDArray[np.int64]]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(arrays) if arrays else np.zeros(0, np.int64))

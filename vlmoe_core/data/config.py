@@ -1,0 +1,105 @@
+"""What a recipe says of data: where examples come from, how they are mixed, cut and corrupted."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from vlmoe_core.config import Config, plugin_field
+
+StreamName = Literal["image", "text", "pair"]
+STREAMS: tuple[StreamName, ...] = ("image", "text", "pair")
+
+
+class SourceConfig(Config):
+    """What every source has; each file in data/sources adds its own fields in a class `Config`."""
+
+    source: str
+    """Kind of source: a file name in vlmoe_core/data/sources (scenes, jsonl, tar, image-folder, text, arrow)."""
+    weight: float = Field(1.0, gt=0)
+    """Share of this source among the sources of its stream, relative to their weights."""
+    order: Literal["random", "blocks"] = "random"
+    """random: a keyed permutation of all examples per epoch; blocks: of the shards, then within a window (sequential reads)."""
+    window: int = Field(1024, ge=1)
+    """Examples that are shuffled among each other when `order: blocks`."""
+
+
+Source = Annotated[SourceConfig, *plugin_field("vlmoe_core.data.sources", "source")]
+
+
+class SplitConfig(Config):
+    """The sources of each stream. A stream without sources is not trained on."""
+
+    image: tuple[Source, ...] = ()
+    """Sources of single images (masked image modelling)."""
+    text: tuple[Source, ...] = ()
+    """Sources of single texts (masked language modelling)."""
+    pair: tuple[Source, ...] = ()
+    """Sources of image-text pairs (masked vision-language modelling)."""
+
+
+class AugmentConfig(Config):
+    """Random changes of a training image. Evaluation always takes the whole image, resized."""
+
+    crop_scale: tuple[float, float] = (1.0, 1.0)
+    """Range of the cropped share of the area (random resized crop); (1, 1) takes the whole image. BEiT: (0.2, 1)."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Range of the crop's width over height."""
+    horizontal_flip: float = Field(0.0, ge=0, le=1)
+    """Probability of mirroring. Keep 0 where captions say left and right."""
+    color_jitter: float = Field(0.0, ge=0, lt=1)
+    """Brightness, contrast and saturation each change by a factor from (1 - x, 1 + x). BEiT: 0.4."""
+
+    @model_validator(mode="after")
+    def _ranges(self) -> "AugmentConfig":
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop_scale must be two numbers 0 < low <= high <= 1, not ({low}, {high})")
+        low, high = self.crop_ratio
+        if not 0 < low <= high:
+            raise ValueError(f"crop_ratio must be two numbers 0 < low <= high, not ({low}, {high})")
+        return self
+
+
+class AugmentsConfig(Config):
+    """Augmentation of each stream that has images."""
+
+    image: AugmentConfig = AugmentConfig()
+    """Of the image stream."""
+    pair: AugmentConfig = AugmentConfig()
+    """Of the pair stream."""
+
+
+class TextLengthConfig(Config):
+    """Longest text of each stream in tokens, [CLS] and [SEP] included; what is longer is cut at the end."""
+
+    text: int = Field(128, ge=3)
+    """Of the text stream: documents are packed by whole sentences up to this length."""
+    pair: int = Field(64, ge=3)
+    """Of a caption."""
+
+
+class DataConfig(Config):
+    """Where examples come from and how they are prepared."""
+
+    root: str = "."
+    """Folder from which relative source paths start; itself relative to the working folder."""
+    train: SplitConfig
+    """What training reads."""
+    eval: SplitConfig = SplitConfig()
+    """Held-out data read while training; chooses the best checkpoint."""
+    test: SplitConfig = SplitConfig()
+    """Data that training never reads."""
+    max_text: TextLengthConfig = TextLengthConfig()
+    """Longest texts."""
+    pad_text_to: int | None = Field(None, ge=3)
+    """Append [PAD] tokens up to this length, as tokens of their own kind, to imitate padded runs; null: no padding at all."""
+    augment: AugmentsConfig = AugmentsConfig()
+    """Random changes of training images."""
+    max_pixels: int = Field(178_956_970, ge=1)
+    """A picture whose header declares more pixels is refused as broken, before it is decoded."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """A broken example stops the run with its name (raise), or leaves its place empty and is counted (skip)."""
+    workers: int | Literal["auto"] = "auto"
+    """Loader processes of each rank; 0 loads in the training process; auto: one for each core beyond the first, at most 4."""
+    prefetch: int = Field(4, ge=1)
+    """Micro-batches that each loader process prepares ahead."""

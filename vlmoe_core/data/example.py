@@ -1,0 +1,96 @@
+"""What flows out of a source, and what a source and its helpers look like."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image
+
+from vlmoe_core.data.config import StreamName
+
+
+@dataclass(frozen=True)
+class Example:
+    """One item of a source, not yet decoded, tokenized or masked."""
+
+    name: str
+    """Where it stands, for messages: `captions.jsonl:17`, `train-000003.tar:1000268201`."""
+    image: bytes | Image | None = None
+    """An encoded picture, or one that was drawn."""
+    text: str | None = None
+    """A caption, or a pack of whole sentences."""
+    image_id: int = -1
+    """Number of the picture in its source: captions of one picture share it; -1 without a picture."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Ground truth beyond image and text: the objects of a scene, a class, an answer."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One example made ready for a batch: decoded, cropped, tokenized, masked."""
+
+    name: str
+    """The example's name."""
+    position: int
+    """Its position in the stream."""
+    image_id: int = -1
+    """The example's image_id."""
+    pixels: NDArray[np.uint8] | None = None
+    """(3, height, width), RGB."""
+    patch_mask: NDArray[np.bool_] | None = None
+    """(patches,), True where the model must predict the patch."""
+    text_ids: NDArray[np.int64] | None = None
+    """(length,), [CLS] and [SEP] included, already corrupted."""
+    text_targets: NDArray[np.int64] | None = None
+    """(length,), the original id where it must be predicted, -1 elsewhere."""
+
+
+class TextEncoder(Protocol):
+    """What data needs of a text tokenizer."""
+
+    vocab_size: int
+    pad_id: int
+    unk_id: int
+    cls_id: int
+    sep_id: int
+    mask_id: int
+    fingerprint: str
+    """Changes whenever any text would be encoded differently: part of the key of index caches."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids without special tokens."""
+        ...
+
+
+class Source(Protocol):
+    """Examples of one stream by number. An image with n captions is n examples of `pair` and one of `image`."""
+
+    blocks: Sequence[int]
+    """Sizes of the consecutive runs that are read in sequence best (shards); they sum to the length."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example:
+        """The example of that number; DataError, with file and reason, if it is broken."""
+        ...
+
+    def texts(self) -> Iterator[str]:
+        """Every text of the source once, in stored order; needs no tokenizer. Fits tokenizers."""
+        ...
+
+
+@dataclass(frozen=True)
+class SourceContext:
+    """What a source is opened with, beside its own config: each plug-in has `open_source(config, context) -> Source`."""
+
+    stream: StreamName
+    """Which examples are asked for."""
+    root: Path
+    """Folder from which relative paths start."""
+    max_text: int
+    """Longest text in tokens, [CLS] and [SEP] included."""
+    text_encoder: TextEncoder | None = None
+    """Absent while the tokenizer is being fitted: then only `texts` and images are asked for."""

@@ -1,0 +1,114 @@
+"""Micro-batches by number, made ahead by worker processes."""
+
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from vlmoe_core.data.batch import Batch
+from vlmoe_core.data.collate import collate
+from vlmoe_core.data.config import STREAMS, DataConfig, StreamName
+from vlmoe_core.data.example import Sample
+from vlmoe_core.data.prepare import Preparer
+from vlmoe_core.data.stream import Stream
+from vlmoe_core.errors import DataError
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One micro-batch of every stream; a stream that the run does not have is an empty batch."""
+
+    number: int
+    """Its number in the run, counted over all ranks: step * M + m."""
+    batches: Mapping[StreamName, Batch]
+    """The batch of each stream."""
+    broken: tuple[str, ...]
+    """Messages of the broken examples, whose places are empty."""
+
+
+@dataclass(frozen=True)
+class MicroBatches(Dataset[MicroBatch]):
+    """Micro-batches of a split: number n holds the positions n * size to (n + 1) * size of each stream."""
+
+    streams: Mapping[StreamName, Stream]
+    """The opened streams."""
+    sizes: Mapping[StreamName, int]
+    """Examples of each stream in a micro-batch."""
+    preparer: Preparer
+    """Makes samples of examples."""
+    image_size: int
+    """Pixels along an image's side."""
+    num_patches: int
+    """Patches of an image."""
+    limit: int | None = None
+    """Positions from this one on are left empty (held-out data); null: none."""
+
+    def __getitem__(self, number: int) -> MicroBatch:
+        """The micro-batch of that number."""
+        broken: list[str] = []
+        batches = {
+            name: collate(name, self._samples(name, number, broken), self.image_size, self.num_patches)
+            for name in STREAMS
+        }
+        return MicroBatch(number, batches, tuple(broken))
+
+    def _samples(self, name: StreamName, number: int, broken: list[str]) -> list[Sample]:
+        if name not in self.streams:
+            return []
+        stream, size = self.streams[name], self.sizes[name]
+        last = (number + 1) * size
+        if self.limit is not None:
+            last = min(last, self.limit, stream.epoch)
+        samples = []
+        for position in range(number * size, last):
+            try:
+                samples.append(self.preparer(name, position, stream[position], stream.random(position)))
+            except DataError as error:
+                broken.append(f"{error} (position {position} of the {name} stream)")
+        return samples
+
+
+def load(dataset: MicroBatches, numbers: Sequence[int], data: DataConfig, processes: int = 1) -> Iterator[MicroBatch]:
+    """The micro-batches of the given numbers, in order, made ahead by worker processes.
+
+    Args:
+        dataset: what makes them.
+        numbers: which ones.
+        data: workers, prefetch and what to do with broken examples.
+        processes: ranks on this machine, which share its cores.
+
+    Raises:
+        DataError: an example is broken and `data.on_error` is `raise`.
+    """
+    workers = count_workers(data, processes)
+    loader: DataLoader[MicroBatch] = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        prefetch_factor=data.prefetch if workers else None,
+        worker_init_fn=_start_worker,
+        pin_memory=False,
+    )
+    for micro in loader:
+        if micro.broken and data.on_error == "raise":
+            raise DataError(f"{micro.broken[0]}; mend it, or set data.on_error=skip to leave its place empty")
+        yield micro
+
+
+def count_workers(data: DataConfig, processes: int = 1) -> int:
+    """Loader processes of one rank."""
+    if data.workers != "auto":
+        return data.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, max(0, cores // processes - 1))
+
+
+def _start_worker(_: int) -> None:
+    """A worker leaves Ctrl-C to the training process, which finishes its step and ends the workers itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)

@@ -1,0 +1,76 @@
+"""A stream: the examples of one kind, mixed from weighted sources, by position."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vlmoe_core.config import plugin_module
+from vlmoe_core.data.config import STREAMS, DataConfig, SourceConfig, SplitConfig, StreamName
+from vlmoe_core.data.example import Example, Source, SourceContext, TextEncoder
+from vlmoe_core.data.order import Mixture, SourceOrder, derive_key
+from vlmoe_core.errors import DataError
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Examples by position: a pure function of (seed, stream, position)."""
+
+    name: StreamName
+    """image, text or pair."""
+    configs: tuple[SourceConfig, ...]
+    """The recipe's entries, one for each source."""
+    sources: tuple[Source, ...]
+    """The opened sources."""
+    seed: int
+    """The recipe's seed, or 0 for held-out data."""
+    mixture: Mixture = field(init=False)
+    orders: tuple[SourceOrder, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        key = derive_key(self.seed, self.name)
+        orders = tuple(
+            SourceOrder(config, source.blocks, derive_key(key, number))
+            for number, (config, source) in enumerate(zip(self.configs, self.sources, strict=True))
+        )
+        object.__setattr__(self, "mixture", Mixture([c.weight for c in self.configs], key))
+        object.__setattr__(self, "orders", orders)
+
+    def __getitem__(self, position: int) -> Example:
+        """The example at a position. Raises DataError if it is broken."""
+        source, number = self.mixture(position)
+        return self.sources[source][self.orders[source](number)]
+
+    def random(self, position: int) -> random.Random:
+        """The generator from which masks and augmentations of a position draw."""
+        return random.Random(derive_key(self.seed, self.name, position))
+
+    @property
+    def epoch(self) -> int:
+        """Positions until the first example of any source comes again."""
+        rows = zip(self.orders, self.mixture.counts, strict=True)
+        return min(order.size * self.mixture.period // count for order, count in rows)
+
+
+def open_streams(
+    data: DataConfig, split: SplitConfig, seed: int, text_encoder: TextEncoder | None = None
+) -> Mapping[StreamName, Stream]:
+    """Open every source of a split. Raises DataError for a source that is missing or empty."""
+    return {name: _open_stream(name, data, split, seed, text_encoder) for name in STREAMS if getattr(split, name)}
+
+
+def _open_stream(
+    name: StreamName, data: DataConfig, split: SplitConfig, seed: int, text_encoder: TextEncoder | None
+) -> Stream:
+    configs: tuple[SourceConfig, ...] = getattr(split, name)
+    max_text = 0 if name == "image" else getattr(data.max_text, name)
+    context = SourceContext(name, Path(data.root), max_text, text_encoder)
+    return Stream(name, configs, tuple(_open_source(config, context) for config in configs), seed)
+
+
+def _open_source(config: SourceConfig, context: SourceContext) -> Source:
+    module = plugin_module("vlmoe_core.data.sources", config.source)
+    source: Source = module.open_source(config, context)
+    if context.text_encoder is not None and len(source) == 0:
+        raise DataError(f"the source {config.model_dump(exclude_defaults=True)} holds no example of the {context.stream} stream")
+    return source

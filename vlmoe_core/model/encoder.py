@@ -1,0 +1,105 @@
+"""The encoder: embeddings, blocks, final norm.
+
+Axis letters: T tokens, D width, I images, N tokens of an image.
+"""
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vlmoe_core.data.batch import Batch
+from vlmoe_core.model.attention import Attention
+from vlmoe_core.model.block import EPS, Block, DenseFFN, Routed
+from vlmoe_core.model.config import ModelConfig
+from vlmoe_core.model.embeddings import Embeddings
+from vlmoe_core.model.layout import Layout, build_layout
+from vlmoe_core.moe.experts import Experts
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the encoder makes of one batch."""
+
+    states_TD: Tensor
+    """Final states of all tokens, image tokens first."""
+    layout: Layout
+    """Where the tokens stand."""
+    routed: tuple[Routed, ...]
+    """One plan for each sparse layer and modality that ran."""
+    intermediates: Mapping[str, Tensor]
+    """(T, D) states by name, as asked for: `embeddings`, `blocks.0`, ..."""
+
+    @property
+    def image_states_IND(self) -> Tensor:
+        """(I, 1 + P, D): [CLS], then the patches."""
+        images = self.states_TD[: self.layout.num_image_tokens]
+        return images.view(-1, self.layout.image_length, self.states_TD.shape[1])
+
+    @property
+    def text_states_TD(self) -> Tensor:
+        """(T, D) of the text tokens."""
+        return self.states_TD[self.layout.num_image_tokens :]
+
+
+class Encoder(nn.Module):
+    """Vision-language transformer with modality feed-forward networks, dense or sparse (VL-MoE, arXiv 2303.07226, section 3).
+
+    Args:
+        config: sizes and switches.
+        vocab_size: rows of the word embedding.
+        recompute: keep no activations inside the blocks; run each block again in the backward pass.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, recompute: bool = False) -> None:
+        super().__init__()
+        self.config, self.recompute = config, recompute
+        self.embeddings = Embeddings(config, vocab_size)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.norm = nn.LayerNorm(config.dim, eps=EPS)
+        initialise(self, config.init_std)
+
+    def forward(self, batch: Batch, intermediates: Collection[str] = ()) -> Encoded:
+        """Encode a batch; `intermediates` names the states to keep."""
+        layout = build_layout(batch, 1 + self.config.num_patches)
+        x_TD = self.embeddings(batch.pixels_ICHW, batch.patch_mask_IP, batch.text_ids_T, batch.text_positions_T)
+        named = {"embeddings": x_TD}
+        routed: tuple[Routed, ...] = ()
+        for number, block in enumerate(self.blocks):
+            x_TD, more = self._run(block, x_TD, layout)
+            named[f"blocks.{number}"], routed = x_TD, routed + more
+        kept = {name: named[name] for name in intermediates}
+        return Encoded(self.norm(x_TD), layout, routed, kept)
+
+    def _run(self, block: nn.Module, x_TD: Tensor, layout: Layout) -> tuple[Tensor, tuple[Routed, ...]]:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(block, x_TD, layout, use_reentrant=False)  # type: ignore[no-any-return]
+        return block(x_TD, layout)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def initialise(encoder: Encoder, std: float) -> None:
+    """Truncated normal weights, zero biases; the output maps of block l (1-based) divided by sqrt(2 l) (BEiT, 2106.08254).
+
+    Experts differ from each other.
+    """
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
+            nn.init.trunc_normal_(module.weight, std=std)
+        if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    image, text = encoder.embeddings.image, encoder.embeddings.text
+    for parameter in (image.cls, image.mask, image.position, text.position, encoder.embeddings.kind):
+        nn.init.trunc_normal_(parameter, std=std)
+    for number, block in enumerate(encoder.blocks, start=1):
+        for weight in _output_weights(block):
+            weight.div_(math.sqrt(2 * number))
+
+
+def _output_weights(block: nn.Module) -> list[Tensor]:
+    """The weights that write into the residual stream."""
+    outputs = [m.out.weight for m in block.modules() if isinstance(m, Attention)]
+    return outputs + [m.down.weight for m in block.modules() if isinstance(m, DenseFFN | Experts)]

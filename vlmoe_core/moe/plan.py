@@ -1,0 +1,144 @@
+"""The routing plan: which expert each token goes to, with which weight, and in which of the expert's places.
+
+Shapes: T tokens of one routing group, E experts, K choices of a token, N = T x K choices in all.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Weights = Literal["gate", "renormalised", "unit"]
+Priority = Literal["gate", "position"]
+
+
+@dataclass(frozen=True)
+class RoutingPlan:
+    """Everything that experts, balance losses, logging and analysis need to know of one routing decision."""
+
+    expert_TK: Tensor
+    """The experts of each token, best first (int64)."""
+    weight_TK: Tensor
+    """Factor of each chosen expert's output; carries the router's gradient."""
+    slot_TK: Tensor
+    """Place of the choice in its expert's queue, from 0 (int64)."""
+    kept_TK: Tensor
+    """Whether the choice is computed: its slot is below the capacity (bool)."""
+    capacity: int | None
+    """Places of each expert; None: dropless."""
+    clean_logits_TE: Tensor
+    """Router logits before noise."""
+    noisy_logits_TE: Tensor
+    """Router logits with noise; the clean ones where there is none."""
+    probs_TE: Tensor
+    """Softmax of the noisy logits: what choice, priority and weights come from."""
+    noise_std: float
+    """Standard deviation of the noise on the logits; 0: none."""
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return self.probs_TE.shape[1]
+
+    @property
+    def top_k(self) -> int:
+        """K."""
+        return self.expert_TK.shape[1]
+
+
+torch.export.register_dataclass(RoutingPlan, serialized_type_name="vlmoe_core.moe.plan.RoutingPlan")
+
+
+def capacity_of(tokens: int, num_experts: int, top_k: int, factor: Fraction | None) -> int | None:
+    """Places of each expert: max(1, ceil(k * T * factor / E)) in exact arithmetic; a factor of None is dropless.
+
+    V-MoE (arXiv 2106.05974, section 2.1) without its rounding to a multiple of 4.
+    """
+    if factor is None:
+        return None
+    rounded_up = -(-top_k * tokens * factor.numerator // (factor.denominator * num_experts))
+    # sym_max, as the number of tokens is a symbol under torch.export.
+    places: int = torch.sym_max(1, rounded_up)  # type: ignore[no-untyped-call]
+    return places
+
+
+def choose(probs_TE: Tensor, top_k: int) -> Tensor:
+    """The `top_k` most probable experts of each token, best first, the lower number first where two are equal.
+
+    torch.topk promises no order among equals.
+    """
+    left_TE = probs_TE.detach()
+    chosen = []
+    for _ in range(top_k):
+        best_T1 = left_TE.argmax(dim=-1, keepdim=True)
+        left_TE = left_TE.scatter(1, best_T1, -1.0)
+        chosen.append(best_T1)
+    return torch.cat(chosen, dim=1)
+
+
+def combine_weights(probs_TE: Tensor, expert_TK: Tensor, weights: Weights) -> Tensor:
+    """Factors of the chosen experts' outputs (T, K): the gates, these over their sum, or 1 with the gate's gradient."""
+    gate_TK = probs_TE.gather(1, expert_TK)
+    if weights == "renormalised":
+        return gate_TK / gate_TK.sum(dim=1, keepdim=True)
+    if weights == "unit":
+        # A gate that underflowed to 0 still has the value 1.
+        gate_TK = gate_TK.clamp_min(torch.finfo(gate_TK.dtype).tiny)
+        return gate_TK / gate_TK.detach()
+    return gate_TK
+
+
+def assign_slots(expert_TK: Tensor, walk_T: Tensor | None, num_experts: int) -> Tensor:
+    """Place of each choice in its expert's queue (T, K), from 0.
+
+    The tokens are walked in the order `walk_T` (None: as they stand); all first choices go before any second choice.
+    """
+    tokens, top_k = expert_TK.shape
+    walked_TK = expert_TK if walk_T is None else expert_TK.index_select(0, walk_T)
+    slot_N = _rank_within_expert(walked_TK.t().reshape(-1), num_experts)
+    slot_TK = slot_N.view(top_k, tokens).t()
+    return slot_TK.contiguous() if walk_T is None else torch.empty_like(expert_TK).index_copy(0, walk_T, slot_TK)
+
+
+def _rank_within_expert(expert_N: Tensor, num_experts: int) -> Tensor:
+    """How many earlier entries name the same expert."""
+    sorted_N, order_N = expert_N.sort(stable=True)
+    start_E = torch.searchsorted(sorted_N, torch.arange(num_experts, device=expert_N.device))
+    place_N = torch.arange(expert_N.shape[0], device=expert_N.device)
+    return torch.empty_like(expert_N).index_copy(0, order_N, place_N - start_E.index_select(0, sorted_N))
+
+
+def make_plan(
+    clean_logits_TE: Tensor,
+    noisy_logits_TE: Tensor,
+    *,
+    top_k: int,
+    weights: Weights,
+    priority: Priority,
+    capacity: int | None,
+    noise_std: float,
+) -> RoutingPlan:
+    """The plan that follows from the router's logits.
+
+    Batch-priority routing (V-MoE, arXiv 2106.05974, section 4.1) with `priority` "gate": the token with the largest
+    gate goes first, equal ones as they stand. "position": the tokens go as they stand.
+    """
+    probs_TE = noisy_logits_TE.softmax(dim=-1)
+    expert_TK = choose(probs_TE, top_k)
+    walk_T = None
+    if priority == "gate":
+        walk_T = probs_TE.detach().gather(1, expert_TK[:, :1]).squeeze(1).argsort(descending=True, stable=True)
+    slot_TK = assign_slots(expert_TK, walk_T, probs_TE.shape[1])
+    return RoutingPlan(
+        expert_TK=expert_TK,
+        weight_TK=combine_weights(probs_TE, expert_TK, weights),
+        slot_TK=slot_TK,
+        kept_TK=torch.ones_like(slot_TK, dtype=torch.bool) if capacity is None else slot_TK < capacity,
+        capacity=capacity,
+        clean_logits_TE=clean_logits_TE,
+        noisy_logits_TE=noisy_logits_TE,
+        probs_TE=probs_TE,
+        noise_std=noise_std,
+    )

@@ -1,0 +1,183 @@
+"""Masked data modelling on images, texts and pairs (BEiT-3, arXiv 2208.10442, section 2.2; VL-MoE, arXiv 2303.07226).
+
+Axis letters: I images, P patches, T text tokens, M hidden tokens, D width, V words, C codes.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlmoe_core.config import Config as BaseConfig
+from vlmoe_core.data.batch import Batch
+from vlmoe_core.data.config import StreamName
+from vlmoe_core.model.block import Routed
+from vlmoe_core.model.config import ModelConfig
+from vlmoe_core.model.encoder import Encoded, Encoder
+from vlmoe_core.moe.losses import balance_loss
+from vlmoe_core.objectives.config import ObjectiveConfig
+from vlmoe_core.objectives.loss import Loss, Part
+from vlmoe_core.tokenizers.visual import VisualTokenizer
+
+
+class WeightsConfig(BaseConfig):
+    """How much each loss counts in the total."""
+
+    mlm: float = 1.0
+    """Hidden words of single texts."""
+    mim: float = 1.0
+    """Hidden patches of single images."""
+    vlm_text: float = 1.0
+    """Hidden words of captions."""
+    vlm_image: float = 1.0
+    """Hidden patches of captioned images."""
+
+
+class Config(ObjectiveConfig):
+    """Masked data modelling."""
+
+    name: Literal["masked"] = "masked"
+    """Masked data modelling."""
+    weights: WeightsConfig = WeightsConfig()
+    """Weights of the four losses."""
+
+
+WORDS: Mapping[StreamName, str] = {"text": "mlm", "pair": "vlm_text"}
+PATCHES: Mapping[StreamName, str] = {"image": "mim", "pair": "vlm_image"}
+
+
+class Heads(nn.Module):
+    """One linear map to the words and one to the visual codes, shared by single inputs and pairs."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int, codebook_size: int) -> None:
+        super().__init__()
+        self.text = nn.Linear(config.dim, vocab_size)
+        self.image = nn.Linear(config.dim, codebook_size)
+        for head in (self.text, self.image):
+            nn.init.trunc_normal_(head.weight, std=config.init_std)
+            nn.init.zeros_(head.bias)
+
+
+class MaskedModelling(nn.Module):
+    """Encoder and heads; predicts hidden words and the visual codes of hidden patches.
+
+    Args:
+        config: weights of the losses.
+        encoder: the encoder; its config is the model's.
+        vocab_size: V.
+        codebook_size: C.
+        visual: turns images into codes; frozen, not part of the state dict; null where no image ever comes.
+    """
+
+    def __init__(
+        self, config: Config, encoder: Encoder, vocab_size: int, codebook_size: int, visual: VisualTokenizer | None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.heads = Heads(encoder.config, vocab_size, codebook_size)
+        self.visual = visual
+
+    def forward(self, batches: Mapping[StreamName, Batch]) -> Loss:
+        """The losses of one micro-batch; a stream that is absent or empty adds nothing but touches its parameters."""
+        parts: dict[str, Part] = {}
+        routed: list[tuple[StreamName, Routed]] = []
+        for stream, batch in batches.items():
+            encoded = self.encoder(batch)
+            parts |= self._predictions(stream, batch, encoded)
+            routed += [(stream, one) for one in encoded.routed]
+        return Loss(parts | self._balance(routed), tuple(routed))
+
+    def counts(self, batches: Mapping[StreamName, Batch]) -> dict[str, int]:
+        """The count of every part, from the masks alone: no forward pass."""
+        counts = {name: batches[s].num_masked_words for s, name in WORDS.items() if s in batches}
+        counts |= {name: batches[s].num_masked_patches for s, name in PATCHES.items() if s in batches}
+        for modality, layer, streams in self._groups():
+            groups = sum(_num_tokens(batches[s], modality) > 0 for s in streams if s in batches)
+            counts[f"balance/{modality}/{layer}"] = groups
+        return counts
+
+    @property
+    def target_sizes(self) -> dict[str, int]:
+        """How many words or codes each of the four parts chooses from."""
+        words = dict.fromkeys(WORDS.values(), self.heads.text.out_features)
+        return words | dict.fromkeys(PATCHES.values(), self.heads.image.out_features)
+
+    @torch.no_grad()
+    def targets(self, batches: Mapping[StreamName, Batch]) -> dict[str, Tensor]:
+        """(M,) what must be predicted, for each of the four parts."""
+        words = {name: _word_targets(batches[s])[1] for s, name in WORDS.items() if s in batches}
+        patches = {name: self._codes(batches[s])[1] for s, name in PATCHES.items() if s in batches}
+        return words | patches
+
+    def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits of every text token (T, V) and of every patch (I, P, C)."""
+        encoded = self.encoder(batch)
+        return self.heads.text(encoded.text_states_TD), self.heads.image(encoded.image_states_IND[:, 1:])
+
+    def _predictions(self, stream: StreamName, batch: Batch, encoded: Encoded) -> dict[str, Part]:
+        parts = {}
+        if stream in WORDS:
+            places, targets = _word_targets(batch)
+            logits_MV = self.heads.text(encoded.text_states_TD.index_select(0, places))
+            parts[WORDS[stream]] = self._part(WORDS[stream], stream, logits_MV, targets)
+        if stream in PATCHES:
+            places, targets = self._codes(batch)
+            patches = encoded.image_states_IND[:, 1:].flatten(0, 1)
+            logits_MC = self.heads.image(patches.index_select(0, places))
+            parts[PATCHES[stream]] = self._part(PATCHES[stream], stream, logits_MC, targets)
+        return parts
+
+    def _part(self, name: str, stream: StreamName, logits: Tensor, targets: Tensor) -> Part:
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        total = F.cross_entropy(logits, targets, reduction="sum")
+        return Part(total, targets.shape[0], getattr(self.config.weights, name), (stream,))
+
+    def _codes(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(places among all patches, codes) of the hidden patches."""
+        places = torch.nonzero_static(batch.patch_mask_IP.flatten(), size=batch.num_masked_patches)[:, 0]
+        if self.visual is None or batch.num_images == 0:
+            return places, places
+        return places, self.visual.encode(batch.pixels_ICHW).flatten().index_select(0, places)
+
+    def _balance(self, routed: list[tuple[StreamName, Routed]]) -> dict[str, Part]:
+        """One part for each sparse layer: the sum over its non-empty groups."""
+        if not self.training:
+            return {}
+        parts = {}
+        for modality, layer, streams in self._groups():
+            config = getattr(self.encoder.config.moe, modality).balance
+            plans = [r.plan for _, r in routed if (r.modality, r.layer) == (modality, layer)]
+            losses = [balance_loss(plan, config) for plan in plans]
+            groups = sum(plan.expert_TK.shape[0] > 0 for plan in plans)
+            if losses:
+                parts[f"balance/{modality}/{layer}"] = Part(torch.stack(losses).sum(), groups, 1.0, streams)
+        return parts
+
+    def _groups(self) -> list[tuple[str, int, tuple[StreamName, ...]]]:
+        """(modality, layer, the streams whose tokens pass it) of every sparse layer."""
+        config = self.encoder.config
+        fused = config.layers - config.vl_layers
+        own: dict[str, StreamName] = {"vision": "image", "text": "text"}
+        return [
+            (modality, layer, (stream, "pair") if layer < fused else (stream,))
+            for modality, stream in own.items()
+            for layer in config.sparse_layers(modality)
+        ]
+
+
+def _word_targets(batch: Batch) -> tuple[Tensor, Tensor]:
+    """(places among all text tokens, ids) of the hidden words."""
+    places = torch.nonzero_static(batch.text_targets_T >= 0, size=batch.num_masked_words)[:, 0]
+    return places, batch.text_targets_T.index_select(0, places)
+
+
+def _num_tokens(batch: Batch, modality: str) -> int:
+    return batch.num_images if modality == "vision" else batch.text_ids_T.shape[0]
+
+
+
+
+build = MaskedModelling

@@ -1,0 +1,55 @@
+"""The whole of a run."""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from vlmoe_core.config import Config
+from vlmoe_core.data.config import STREAMS, DataConfig
+from vlmoe_core.model.config import ModelConfig
+from vlmoe_core.objectives.config import MaskConfig, Objective
+from vlmoe_core.tokenizers.config import TokenizersConfig
+from vlmoe_core.train.config import BatchConfig, OptimConfig, TrainConfig
+
+
+class Recipe(Config):
+    """A pretraining run: model, data, tokenizers, masks, objective, batch, optimiser and training."""
+
+    seed: int = Field(0, ge=0)
+    """Seeds initialisation, data order, masks and all noise."""
+    out: str | None = None
+    """Run folder; null: runs/<name of the recipe>."""
+    model: ModelConfig
+    """The encoder."""
+    tokenizers: TokenizersConfig = TokenizersConfig()
+    """Text and visual tokenizer."""
+    data: DataConfig
+    """Sources and their preparation."""
+    mask: MaskConfig = MaskConfig()
+    """What is hidden."""
+    objective: Objective
+    """What is minimised."""
+    batch: BatchConfig
+    """Examples of a step."""
+    optim: OptimConfig = OptimConfig()
+    """Optimiser and schedule."""
+    train: TrainConfig
+    """Length, precision, evaluation, checkpoints."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        for stream in STREAMS:
+            has_sources, size = bool(getattr(self.data.train, stream)), self.batch.size.of(stream)
+            if has_sources and not size:
+                raise ValueError(f"data.train.{stream} has sources, but batch.size.{stream} is 0; give it a size or remove the sources")
+            if size and not has_sources:
+                raise ValueError(f"batch.size.{stream} is {size}, but data.train.{stream} has no source; add one or set the size to 0")
+        for stream in ("text", "pair"):
+            longest = getattr(self.data.max_text, stream)
+            if longest > self.model.max_text_length:
+                raise ValueError(f"data.max_text.{stream} ({longest}) is more than model.max_text_length ({self.model.max_text_length})")
+        if self.mask.image_count is not None and self.mask.image_count >= self.model.num_patches:
+            raise ValueError(f"mask.image_count ({self.mask.image_count}) must be below the number of patches ({self.model.num_patches})")
+        if self.optim.warmup_steps > self.train.steps:
+            raise ValueError(f"optim.warmup_steps ({self.optim.warmup_steps}) is more than train.steps ({self.train.steps})")
+        return self

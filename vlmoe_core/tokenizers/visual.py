@@ -1,0 +1,90 @@
+"""The visual tokenizer: what turns the patches of an image into the discrete targets of masked image modelling.
+
+Axis letters: B images, C channels, H height, W width, N patches of an image (row by row), D values of a patch.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlmoe_core.config import nearest, plugin_module
+from vlmoe_core.errors import TokenizerError
+
+KINDS = ("codebook",)
+FORMAT = 1
+CONFIG_FILE = "visual_tokenizer.json"
+
+
+class VisualTokenizer(nn.Module, ABC):
+    """A module without trainable parameters and without an entry in any state dict: it travels as its own files.
+
+    A new kind is a file of its name in this package with `load(folder, config) -> VisualTokenizer`, and a line in `KINDS`.
+    """
+
+    patch_size: int
+    """Pixels along a patch's side."""
+    codebook_size: int
+    """Number of codes; ids are 0 to codebook_size - 1."""
+    fingerprint: str
+    """Changes whenever any image would be encoded differently."""
+
+    @abstractmethod
+    def encode(self, images_BCHW: Tensor) -> Tensor:
+        """Ids (B, N), int64, of RGB images: uint8, or float in [0, 1]. TokenizerError if the patches don't fill the image."""
+
+    @abstractmethod
+    def decode(self, ids_BN: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Images (B, 3, H, W), float in [0, 1], that show each code; `grid` is (rows, columns), square when None."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files into the folder, which is made if need be."""
+
+
+def load_visual_tokenizer(folder: Path) -> VisualTokenizer:
+    """The tokenizer that `save` wrote; TokenizerError if a file is missing, altered, newer, or of an unknown kind."""
+    path = Path(folder) / CONFIG_FILE
+    try:
+        config: Any = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise TokenizerError(f"{path} is not there; give a folder that holds a fitted visual tokenizer") from error
+    except (OSError, ValueError) as error:
+        raise TokenizerError(f"{path} can't be read ({error}); fit the visual tokenizer anew") from error
+    if not isinstance(config, dict) or not isinstance(config.get("kind"), str):
+        raise TokenizerError(f"{path} names no kind of visual tokenizer; fit it anew")
+    if config["kind"] not in KINDS:
+        hint = nearest(config["kind"], list(KINDS))
+        raise TokenizerError(f"{path}: unknown visual tokenizer '{config['kind']}'; {hint}")
+    if config.get("format") != FORMAT:
+        raise TokenizerError(f"{path} has format {config.get('format')}, not {FORMAT}; use a newer vlmoe")
+    tokenizer: VisualTokenizer = plugin_module("vlmoe_core.tokenizers", config["kind"]).load(Path(folder), config)
+    return tokenizer
+
+
+def to_patches(images_BCHW: Tensor, patch_size: int) -> Tensor:
+    """Cut images into patches (B, N, D), rows first, each patch as channel, row, column; the type stays as it is."""
+    b, c, h, w = images_BCHW.shape
+    if h % patch_size or w % patch_size or not h or not w:
+        raise TokenizerError(f"images of {w} x {h} pixels can't be cut into patches of {patch_size}; resize them")
+    cut = images_BCHW.reshape(b, c, h // patch_size, patch_size, w // patch_size, patch_size)
+    return cut.permute(0, 2, 4, 1, 3, 5).reshape(b, -1, c * patch_size**2)
+
+
+def from_patches(patches_BND: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
+    """Put RGB patches back together: the inverse of `to_patches`; `grid` is (rows, columns)."""
+    rows, columns = grid
+    cut = patches_BND.reshape(-1, rows, columns, 3, patch_size, patch_size)
+    return cut.permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, rows * patch_size, columns * patch_size)
+
+
+def unit_range(pixels: Tensor) -> Tensor:
+    """Pixels as float32 in [0, 1], from uint8 or from floats that already are."""
+    if pixels.dtype == torch.uint8:
+        return pixels.float() / 255
+    if not pixels.is_floating_point():
+        raise TokenizerError(f"pixels are {pixels.dtype}; give uint8, or floats in [0, 1]")
+    return pixels.float()

@@ -1,0 +1,59 @@
+"""From a recipe to the things that a run is made of."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from vlmoe_core.config import plugin_module
+from vlmoe_core.data.config import STREAMS, SplitConfig, StreamName
+from vlmoe_core.data.loader import MicroBatches
+from vlmoe_core.data.prepare import build_preparer
+from vlmoe_core.data.stream import open_streams
+from vlmoe_core.model.encoder import Encoder
+from vlmoe_core.objectives.masking import Masking
+from vlmoe_core.recipe.config import Recipe
+from vlmoe_core.tokenizers.visual import VisualTokenizer
+from vlmoe_core.train.fitting import Tokenizers
+
+HELD_OUT_SEED = 0
+
+
+def build_objective(recipe: Recipe, visual: VisualTokenizer | None) -> nn.Module:
+    """The objective with freshly initialised weights, drawn from the recipe's seed.
+
+    Args:
+        recipe: the run.
+        visual: the visual tokenizer; null where no image ever comes, or where only shapes matter.
+    """
+    torch.manual_seed(recipe.seed)
+    words, codes = recipe.tokenizers.text.vocab_size, recipe.tokenizers.visual.codebook_size
+    encoder = Encoder(recipe.model, words, recompute=recipe.train.activation_checkpointing)
+    module = plugin_module("vlmoe_core.objectives.kinds", recipe.objective.name)
+    objective: nn.Module = module.build(recipe.objective, encoder, words, codes, visual)
+    if recipe.train.compile:
+        for block in encoder.blocks:
+            block.compile(dynamic=True)
+    return objective
+
+
+def build_dataset(recipe: Recipe, split: SplitConfig, tokenizers: Tokenizers, training: bool) -> MicroBatches:
+    """The micro-batches of a split: the training data in the recipe's order, or the held-out examples.
+
+    Raises:
+        DataError: a source is missing or empty.
+    """
+    masking = Masking.of(recipe.mask, recipe.model.grid, tokenizers.text)
+    return MicroBatches(
+        streams=open_streams(recipe.data, split, recipe.seed if training else HELD_OUT_SEED, tokenizers.text),
+        sizes=micro_sizes(recipe, split),
+        preparer=build_preparer(recipe.data, recipe.model.image_size, tokenizers.text, masking, training),
+        image_size=recipe.model.image_size,
+        num_patches=recipe.model.num_patches,
+        limit=None if training else recipe.train.eval_examples,
+    )
+
+
+def micro_sizes(recipe: Recipe, split: SplitConfig) -> Mapping[StreamName, int]:
+    """Examples of each stream of a split in a micro-batch."""
+    return {s: recipe.batch.micro.of(s) or max(recipe.batch.micro.of(o) for o in STREAMS) for s in STREAMS if getattr(split, s)}

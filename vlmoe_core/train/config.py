@@ -1,0 +1,105 @@
+"""What a recipe says of training: batch, optimiser, schedule, precision, evaluation, checkpoints."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from vlmoe_core.config import Config
+from vlmoe_core.data.config import STREAMS, StreamName
+
+
+class StreamCounts(Config):
+    """A number of examples for each stream; 0 leaves the stream out."""
+
+    image: int = Field(0, ge=0)
+    """Images."""
+    text: int = Field(0, ge=0)
+    """Texts."""
+    pair: int = Field(0, ge=0)
+    """Image-text pairs."""
+
+    def of(self, stream: StreamName) -> int:
+        """The number for one stream."""
+        return int(getattr(self, stream))
+
+
+class BatchConfig(Config):
+    """Examples of one optimiser step, and how they are cut into micro-batches, the groups of routing and capacity."""
+
+    size: StreamCounts
+    """Examples of each stream in one optimiser step, over all ranks."""
+    micro: StreamCounts
+    """Examples of each stream in one micro-batch; size / micro is the same for all streams."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        ratios: dict[str, int] = {}
+        for stream in STREAMS:
+            size, micro = self.size.of(stream), self.micro.of(stream)
+            if (size == 0) != (micro == 0):
+                raise ValueError(f"size.{stream} ({size}) and micro.{stream} ({micro}): both must be 0, or neither")
+            if size == 0:
+                continue
+            if size % micro:
+                fits = [d for d in range(1, size + 1) if size % d == 0]
+                raise ValueError(
+                    f"size.{stream} ({size}) is not divisible by micro.{stream} ({micro}); these fit: {', '.join(map(str, fits))}"
+                )
+            ratios[stream] = size // micro
+        if not ratios:
+            raise ValueError("size holds no examples: give at least one stream a size and a micro above 0")
+        if len(set(ratios.values())) > 1:
+            shown = ", ".join(f"{s}: {self.size.of(s)}/{self.micro.of(s)} = {n}" for s, n in ratios.items())
+            raise ValueError(f"size / micro must be equal for all streams ({shown}); change micro so that they agree")
+        return self
+
+    @property
+    def num_micro(self) -> int:
+        """M, micro-batches in one optimiser step, over all ranks."""
+        return next(self.size.of(s) // self.micro.of(s) for s in STREAMS if self.size.of(s))
+
+
+class OptimConfig(Config):
+    """AdamW with linear warm-up and cosine decay."""
+
+    lr: float = Field(2e-3, gt=0)
+    """Peak learning rate."""
+    min_lr: float = Field(0.0, ge=0)
+    """Learning rate at the last step."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """Decay rates of the two moments (BEiT-3: 0.9, 0.98)."""
+    eps: float = Field(1e-6, gt=0)
+    """Added to the root of the second moment (BEiT-3: 1e-6)."""
+    weight_decay: float = Field(0.05, ge=0)
+    """Decoupled weight decay of the weight matrices; norms, biases, positions, codes, embeddings of kinds have none."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps of linear warm-up from 0."""
+    clip_norm: float | None = Field(1.0, gt=0)
+    """Largest global norm of the gradient; null: no clipping."""
+
+
+class TrainConfig(Config):
+    """How long and how a run trains."""
+
+    steps: int = Field(ge=1)
+    """Optimiser steps."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the forward and backward pass; weights and moments are float32. fp16 needs a GPU."""
+    activation_checkpointing: bool = False
+    """Recompute each block's activations in the backward pass instead of keeping them."""
+    compile: bool = False
+    """Compile each block with torch.compile."""
+    deterministic: bool = False
+    """Ask torch for deterministic kernels on a GPU as well; the CPU's are."""
+    log_every: int = Field(10, ge=1)
+    """Steps between two lines of metrics."""
+    eval_every: int = Field(1000, ge=1)
+    """Steps between two held-out evaluations; step 0 and the last are always evaluated."""
+    eval_examples: int = Field(512, ge=1)
+    """Held-out examples of each stream, always the same with the same masks."""
+    save_every: int = Field(1000, ge=1)
+    """Steps between two checkpoints; the last step is always saved."""
+    keep_last: int = Field(2, ge=1)
+    """Checkpoints that are kept, beside the best one."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where metrics go beside metrics.jsonl."""

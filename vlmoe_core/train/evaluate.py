@@ -1,0 +1,66 @@
+"""Held-out loss: always the same examples with the same masks, evaluation capacity, no noise."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from vlmoe_core.data.loader import MicroBatch
+from vlmoe_core.train.health import RouterHealth
+from vlmoe_core.train.parallel import all_sum
+
+
+@torch.no_grad()
+def evaluate(objective: nn.Module, micros: Iterable[MicroBatch], device: torch.device) -> dict[str, float]:
+    """Mean of every part over the held-out examples of all ranks, their weighted sum, and the routers' health.
+
+    Args:
+        objective: the objective, not wrapped: ranks may hold different numbers of micro-batches.
+        micros: this rank's micro-batches; at least one on every rank, which may be empty.
+        device: where to compute.
+    """
+    objective.eval()
+    health = RouterHealth()
+    sums: dict[str, Tensor] = {}
+    weights: dict[str, float] = {}
+    for micro in micros:
+        loss = objective({s: b.to(device) for s, b in micro.batches.items()})
+        for name, part in loss.parts.items():
+            term = torch.stack([part.sum.double(), part.sum.new_tensor(part.count, dtype=torch.float64)])
+            sums[name], weights[name] = sums.get(name, 0) + term, part.weight
+        health.add(one for _, one in loss.routed)
+    totals = all_sum(torch.stack(list(sums.values()))).tolist()
+    means = {f"loss/{name}": s / n for name, (s, n) in zip(sums, totals, strict=True) if n}
+    total = sum(weights[name.removeprefix("loss/")] * mean for name, mean in means.items())
+    return {"loss/total": total, **means, **health.summary()}
+
+
+@torch.no_grad()
+def unigram_baseline(
+    objective: nn.Module, train: Iterable[MicroBatch], held_out: Iterable[MicroBatch], device: torch.device
+) -> dict[str, float]:
+    """Held-out cross-entropy of the best predictor that sees no context: the frequencies of the training targets.
+
+    Add-one smoothing over all words or codes that occur.
+
+    Returns:
+        `baseline/<part>` in nats.
+    """
+    seen, asked = _histograms(objective, train, device), _histograms(objective, held_out, device)
+    return {f"baseline/{name}": _cross_entropy(seen[name], asked[name]) for name in asked if asked[name].sum() > 0}
+
+
+def _histograms(objective: nn.Module, micros: Iterable[MicroBatch], device: torch.device) -> dict[str, Tensor]:
+    """How often each word or code is a target, over all ranks."""
+    sizes: Mapping[str, int] = objective.target_sizes  # type: ignore[assignment]
+    counts = {name: torch.zeros(size, dtype=torch.float64, device=device) for name, size in sizes.items()}
+    for micro in micros:
+        for name, ids in objective.targets({s: b.to(device) for s, b in micro.batches.items()}).items():  # type: ignore[operator]
+            counts[name] += torch.bincount(ids, minlength=sizes[name])
+    return {name: all_sum(count) for name, count in counts.items()}
+
+
+def _cross_entropy(seen: Tensor, asked: Tensor) -> float:
+    occurs = (seen + asked) > 0
+    probabilities = (seen + 1) / (seen[occurs] + 1).sum()
+    return float(-(asked[occurs] * probabilities[occurs].log()).sum() / asked.sum())

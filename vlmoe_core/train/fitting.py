@@ -1,0 +1,128 @@
+"""Both tokenizers of a run: loaded, or fitted on the run's own data by rank 0 and then read by all."""
+
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from numpy.typing import NDArray
+
+from vlmoe_core.data.images import ImageTransform
+from vlmoe_core.data.stream import Stream, open_streams
+from vlmoe_core.errors import DataError, TokenizerError
+from vlmoe_core.recipe.config import Recipe
+from vlmoe_core.tokenizers.codebook import fit_codebook
+from vlmoe_core.tokenizers.text import TextTokenizer, fit_wordpiece, load_text_tokenizer
+from vlmoe_core.tokenizers.visual import VisualTokenizer, load_visual_tokenizer
+from vlmoe_core.train.reporter import Reporter
+
+
+@dataclass(frozen=True)
+class Tokenizers:
+    """Both tokenizers of a run."""
+
+    text: TextTokenizer
+    """Words; only special tokens in a run without texts."""
+    visual: VisualTokenizer | None
+    """Patches; null in a run without images."""
+
+
+def obtain_tokenizers(recipe: Recipe, folder: Path, accelerator: Accelerator, reporter: Reporter) -> Tokenizers:
+    """The tokenizers of a run, from `folder` if they are there, else loaded or fitted and written into it.
+
+    Raises:
+        TokenizerError: one can't be loaded or fitted, or does not fit the recipe.
+        DataError: an example that the fit reads is broken and `data.on_error` is `raise`.
+    """
+    if accelerator.is_main_process and not folder.exists():
+        _write_tokenizers(recipe, folder, reporter)
+    accelerator.wait_for_everyone()
+    return read_tokenizers(recipe, folder)
+
+
+def read_tokenizers(recipe: Recipe, folder: Path) -> Tokenizers:
+    """Both tokenizers as they were written. Raises TokenizerError where they don't fit the recipe."""
+    visual = load_visual_tokenizer(folder / "visual") if (folder / "visual").exists() else None
+    tokenizers = Tokenizers(load_text_tokenizer(str(folder / "text")), visual)
+    check_fit(recipe, tokenizers)
+    return tokenizers
+
+
+def _write_tokenizers(recipe: Recipe, folder: Path, reporter: Reporter) -> None:
+    """Write both beside their final place and rename, so that a folder that is there is whole."""
+    fresh = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    streams = open_streams(recipe.data, recipe.data.train, recipe.seed)
+    text = obtain_text(recipe, streams.values(), reporter)
+    text.save(fresh / "text")
+    visual = obtain_visual(recipe, streams.values(), reporter)
+    if visual is not None:
+        visual.save(fresh / "visual")
+    check_fit(recipe, Tokenizers(text, visual))
+    fresh.rename(folder)
+
+
+def obtain_text(recipe: Recipe, streams: Iterable[Stream], reporter: Reporter) -> TextTokenizer:
+    """Load the text tokenizer that the recipe names, or fit one on the texts of the streams."""
+    config = recipe.tokenizers.text
+    if config.load is not None:
+        return load_text_tokenizer(config.load)
+    sources = [source for stream in streams if stream.name != "image" for source in stream.sources]
+    share = config.fit_texts // max(1, len(sources))
+    texts = [text for source in sources for text in islice(source.texts(), share)]
+    tokenizer = fit_wordpiece(texts, config.vocab_size, config.lowercase)
+    reporter.note(f"text tokenizer: WordPiece fitted on {len(texts):,} texts, {tokenizer.vocab_size:,} words and pieces")
+    return tokenizer
+
+
+def obtain_visual(recipe: Recipe, streams: Iterable[Stream], reporter: Reporter) -> VisualTokenizer | None:
+    """Load the visual tokenizer that the recipe names, or fit one on the images of the streams, if there are any."""
+    config = recipe.tokenizers.visual
+    if config.load is not None:
+        return load_visual_tokenizer(Path(config.load))
+    images = list(_fit_images(recipe, [s for s in streams if s.name != "text"]))
+    if not images:
+        return None
+    tokenizer = fit_codebook(images, recipe.model.patch_size, config.codebook_size, config.iterations, recipe.seed)
+    reporter.note(f"visual tokenizer: {config.codebook_size:,} codes fitted on the patches of {len(images):,} images")
+    return tokenizer
+
+
+def _fit_images(recipe: Recipe, streams: list[Stream]) -> Iterator[NDArray[np.uint8]]:
+    """The first images of each stream, an equal share each, whole and resized."""
+    transform = ImageTransform(recipe.model.image_size, None, recipe.data.max_pixels)
+    share = recipe.tokenizers.visual.fit_images // max(1, len(streams))
+    for stream in streams:
+        for position in range(min(share, stream.epoch)):
+            try:
+                image = stream[position].image
+                if image is not None:
+                    yield transform(image, stream.random(position))
+            except DataError:
+                if recipe.data.on_error == "raise":
+                    raise
+
+
+def check_fit(recipe: Recipe, tokenizers: Tokenizers) -> None:
+    """Raises TokenizerError where the tokenizers don't fit the sizes that stand in the recipe."""
+    text, visual = tokenizers.text, tokenizers.visual
+    rows, codes = recipe.tokenizers.text.vocab_size, recipe.tokenizers.visual.codebook_size
+    if text.vocab_size > rows:
+        raise TokenizerError(
+            f"the text tokenizer has {text.vocab_size} ids, more than the {rows} rows of the word embedding; "
+            f"set tokenizers.text.vocab_size={text.vocab_size}"
+        )
+    if visual is not None and visual.patch_size != recipe.model.patch_size:
+        raise TokenizerError(
+            f"the visual tokenizer was made for patches of {visual.patch_size} pixels, the model's have "
+            f"{recipe.model.patch_size}; fit one for this model or change model.patch_size"
+        )
+    if visual is not None and visual.codebook_size != codes:
+        raise TokenizerError(
+            f"the visual tokenizer has {visual.codebook_size} codes, the recipe says {codes}; "
+            f"set tokenizers.visual.codebook_size={visual.codebook_size}"
+        )

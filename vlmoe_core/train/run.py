@@ -1,0 +1,178 @@
+"""A pretraining run, from its recipe to its last checkpoint."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from vlmoe_core.checkpoint.layout import prune
+from vlmoe_core.checkpoint.metrics import metrics_offset
+from vlmoe_core.checkpoint.restore import named_optimizer_state
+from vlmoe_core.checkpoint.write import write_checkpoint
+from vlmoe_core.data.config import STREAMS
+from vlmoe_core.recipe.load import LoadedRecipe, dump_recipe
+from vlmoe_core.train.evaluate import evaluate, unigram_baseline
+from vlmoe_core.train.health import RouterHealth, dead_experts
+from vlmoe_core.train.interrupt import Interrupt
+from vlmoe_core.train.metrics import MetricsLog
+from vlmoe_core.train.reporter import Reporter
+from vlmoe_core.train.session import RunOptions, Session, open_session
+from vlmoe_core.train.step import Stepper, StepResult
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    folder: Path
+    """The run folder."""
+    step: int
+    """Optimiser steps that are done."""
+    finished: bool
+    """All steps are done; False: a signal ended the run early."""
+    signal: int | None
+    """The signal that this rank received."""
+    seconds: float
+    """Duration of this part of the run."""
+    broken: int
+    """Training examples that were skipped as broken, on this rank."""
+
+
+def pretrain(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) -> Outcome:
+    """Run a recipe to its end, or until SIGINT or SIGTERM, which end it after the step with a checkpoint.
+
+    Args:
+        loaded: the recipe.
+        options: folder, resume, overwrite.
+        reporter: is told of all that happens; only rank 0's is.
+
+    Raises:
+        VlmoeError: see `open_session`; TrainError when a loss is not finite.
+    """
+    start = time.monotonic()
+    session = open_session(loaded, options, reporter)
+    with Interrupt() as interrupt:
+        broken = Trainer(session, reporter).fit(interrupt)
+    session.accelerator.end_training()
+    state, steps = session.state, loaded.recipe.train.steps
+    seconds = time.monotonic() - start
+    return Outcome(session.folder.path, state.step, state.step == steps, interrupt.received, seconds, broken)
+
+
+class Trainer:
+    """The loop: steps, metrics, held-out evaluations, checkpoints."""
+
+    def __init__(self, session: Session, reporter: Reporter) -> None:
+        self.session, self.recipe = session, session.recipe
+        self.reporter = reporter if session.accelerator.is_main_process else Reporter()
+        self.metrics = MetricsLog(session.folder.metrics, session.accelerator)
+        self.stepper = Stepper(
+            session.accelerator, session.model, session.optimizer, self.recipe.optim, self.recipe.train.steps, self.recipe.seed
+        )
+        self.alarmed: dict[str, int] = {}
+
+    def fit(self, interrupt: Interrupt) -> int:
+        """Train from the session's step to the last. Returns the number of broken examples on this rank."""
+        session, train = self.session, self.recipe.train
+        session.accelerator.init_trackers("vlmoe", config={"recipe": session.name})
+        parameters = {"total": sum(p.numel() for p in session.objective.parameters())}
+        self.reporter.started(self.recipe, session.folder.path, session.state.step, parameters)
+        if session.state.step == 0:
+            self._evaluate(with_baseline=True)
+        micros, broken = session.train_micros(), 0
+        pace = Pace(sum(self.recipe.batch.size.of(stream) for stream in STREAMS), session.state.step)
+        per_step = self.recipe.batch.num_micro // session.accelerator.num_processes
+        for step in range(session.state.step, train.steps):
+            logs = (step + 1) % train.log_every == 0 or step == 0
+            health = RouterHealth() if logs else None
+            result = self.stepper(step, list(islice(micros, per_step)), health, stop=interrupt.received is not None)
+            broken += result.broken
+            session.state = replace(session.state, step=step + 1, positions=self._positions(step + 1))
+            if health is not None:
+                self._log(result, health.summary(), pace.rate(step + 1))
+            self.reporter.advanced(step + 1)
+            improved = self._is_due(train.eval_every) and self._evaluate()
+            if improved or result.stop or self._is_due(train.save_every):
+                self._save()
+            if result.stop:
+                break
+        return broken
+
+    def _is_due(self, every: int) -> bool:
+        return self.session.state.step % every == 0 or self.session.state.step == self.recipe.train.steps
+
+    def _positions(self, step: int) -> dict[str, int]:
+        return {stream: step * self.recipe.batch.size.of(stream) for stream in STREAMS}
+
+    def _log(self, result: StepResult, health: Mapping[str, float], rate: float) -> None:
+        losses = {_metric_name(name): value for name, value in result.losses.items()}
+        record = {"samples_per_s": rate, "lr": result.lr, "grad_norm": result.grad_norm, **losses, **health}
+        self._write("train", record)
+        dead = dead_experts(health)
+        for layer, number in dead.items():
+            if number > self.alarmed.get(layer, 0):
+                self.reporter.alarm(f"{layer}: {number} experts got no token at step {self.session.state.step}")
+        self.alarmed = dead
+
+    def _evaluate(self, with_baseline: bool = False) -> bool:
+        """Write a line of held-out metrics. Returns whether the loss is the best so far."""
+        session = self.session
+        if not session.eval_data.streams:
+            return False
+        device = session.accelerator.device
+        record = evaluate(session.objective, session.eval_micros(), device)
+        if with_baseline:
+            record |= unigram_baseline(session.objective, session.baseline_micros(), session.eval_micros(), device)
+        self._write("eval", record)
+        score, best = record["loss/total"], session.state.best_score
+        if best is not None and score >= best:
+            return False
+        session.state = replace(session.state, best_score=score, best_step=session.state.step)
+        return session.state.step > 0
+
+    def _write(self, split: str, record: Mapping[str, float]) -> None:
+        line = {"step": self.session.state.step, "split": split, "time": time.time(), **record}
+        if self.session.accelerator.is_main_process:
+            self.metrics.write(line)
+            (self.reporter.stepped if split == "train" else self.reporter.evaluated)(line)
+
+    def _save(self) -> None:
+        """Write a checkpoint on rank 0; the others wait for it."""
+        session = self.session
+        if session.accelerator.is_main_process:
+            scaler = session.accelerator.scaler
+            session.state = replace(
+                session.state,
+                metrics_offset=metrics_offset(session.folder.metrics),
+                scaler=scaler.state_dict() if scaler is not None else None,
+            )
+            path = write_checkpoint(
+                session.folder.path,
+                session.objective.state_dict(),
+                named_optimizer_state(session.optimizer, session.objective.named_parameters()),
+                session.state,
+                dump_recipe(self.recipe),
+                session.folder.tokenizers,
+            )
+            prune(session.folder.path, self.recipe.train.keep_last, session.state.best_step)
+            self.reporter.saved(path)
+        session.accelerator.wait_for_everyone()
+
+
+class Pace:
+    """Examples per second since the last question, over all ranks."""
+
+    def __init__(self, examples_per_step: int, step: int) -> None:
+        self.examples_per_step, self.step, self.time = examples_per_step, step, time.monotonic()
+
+    def rate(self, step: int) -> float:
+        """Examples per second, now that `step` steps are done."""
+        now = time.monotonic()
+        rate = (step - self.step) * self.examples_per_step / max(1e-9, now - self.time)
+        self.step, self.time = step, now
+        return rate
+
+
+def _metric_name(part: str) -> str:
+    return part if part.startswith("balance/") else f"loss/{part}"

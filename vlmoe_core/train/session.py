@@ -1,0 +1,142 @@
+"""What a run works with: processes, folder, tokenizers, objective, optimiser, data."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from vlmoe_core.checkpoint.layout import discard_after, resolve
+from vlmoe_core.checkpoint.metrics import cut_metrics
+from vlmoe_core.checkpoint.read import Checkpoint, read_checkpoint, read_latest
+from vlmoe_core.checkpoint.restore import load_model_state, load_named_optimizer_state
+from vlmoe_core.checkpoint.state import RunState
+from vlmoe_core.data.loader import MicroBatch, MicroBatches, load
+from vlmoe_core.errors import UsageError
+from vlmoe_core.recipe.config import Recipe
+from vlmoe_core.recipe.load import LoadedRecipe, dump_recipe
+from vlmoe_core.train.build import build_dataset, build_objective
+from vlmoe_core.train.fitting import obtain_tokenizers
+from vlmoe_core.train.folder import RunFolder, check_same_recipe, start_folder
+from vlmoe_core.train.optim import build_optimizer
+from vlmoe_core.train.parallel import build_accelerator, hold_expert_copies, refresh_expert_copies, wrap
+from vlmoe_core.train.reporter import Reporter
+
+BASELINE_EXAMPLES = 4
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line adds to a recipe."""
+
+    out: Path | None = None
+    """Run folder; beats the recipe's `out`."""
+    resume: str | None = None
+    """auto: go on in the run folder, or start if it holds no run; else the run or checkpoint folder to go on from."""
+    overwrite: bool = False
+    """Replace the run that the folder holds."""
+
+
+@dataclass
+class Session:
+    """Everything that the loop uses; only `state` changes."""
+
+    recipe: Recipe
+    name: str
+    folder: RunFolder
+    accelerator: Accelerator
+    objective: nn.Module
+    """The objective as it was built."""
+    model: nn.Module
+    """The objective as it is trained: wrapped where there are several ranks."""
+    optimizer: torch.optim.Optimizer
+    train_data: MicroBatches
+    eval_data: MicroBatches
+    state: RunState
+
+    def train_micros(self) -> Iterator[MicroBatch]:
+        """This rank's micro-batches from the present step to the last."""
+        num_micro = self.recipe.batch.num_micro
+        first, last = self.state.step * num_micro, self.recipe.train.steps * num_micro
+        return self._load(self.train_data, first, last)
+
+    def eval_micros(self) -> Iterator[MicroBatch]:
+        """This rank's share of the held-out examples; at least one micro-batch, which may be empty."""
+        return self._load(self.eval_data, 0, max(self._num_eval(), self.accelerator.num_processes))
+
+    def baseline_micros(self) -> Iterator[MicroBatch]:
+        """This rank's share of the training examples from which word and code frequencies are counted."""
+        return self._load(self.train_data, 0, max(BASELINE_EXAMPLES * self._num_eval(), self.accelerator.num_processes))
+
+    def _num_eval(self) -> int:
+        data = self.eval_data
+        counts = [math.ceil(min(data.limit or 0, s.epoch) / data.sizes[n]) for n, s in data.streams.items()]
+        return max(counts, default=0)
+
+    def _load(self, data: MicroBatches, first: int, last: int) -> Iterator[MicroBatch]:
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        return load(data, range(first + rank, last, ranks), self.recipe.data, self.accelerator.num_processes)
+
+
+def open_session(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) -> Session:
+    """Prepare a run: a new one, or one that goes on from a checkpoint.
+
+    Raises:
+        UsageError, RecipeError: the folder or the recipe does not allow it.
+        DataError, TokenizerError, CheckpointError: a source, tokenizer or checkpoint is missing or broken.
+    """
+    recipe = loaded.recipe
+    path, checkpoint = _where(loaded, options)
+    accelerator = build_accelerator(recipe.train, recipe.batch.num_micro, str(path))
+    if accelerator.is_main_process:
+        _prepare_folder(path, recipe, options, checkpoint)
+    accelerator.wait_for_everyone()
+    folder = RunFolder(path)
+    tokenizers = obtain_tokenizers(recipe, folder.tokenizers, accelerator, reporter)
+    objective = build_objective(recipe, tokenizers.visual)
+    optimizer = build_optimizer(objective, recipe.optim)
+    if checkpoint is not None:
+        load_model_state(objective, checkpoint.model)
+        load_named_optimizer_state(optimizer, objective.named_parameters(), checkpoint.optimizer)
+    model, prepared = wrap(accelerator, objective, optimizer)
+    hold_expert_copies(objective, recipe.train)
+    refresh_expert_copies(objective)
+    state = checkpoint.state if checkpoint else RunState(step=0, positions={}, recipe=loaded.name)
+    if accelerator.scaler is not None and state.scaler is not None:
+        accelerator.scaler.load_state_dict(dict(state.scaler))
+    train_data = build_dataset(recipe, recipe.data.train, tokenizers, training=True)
+    eval_data = build_dataset(recipe, recipe.data.eval, tokenizers, training=False)
+    return Session(
+        recipe, loaded.name, folder, accelerator, objective, model, prepared, train_data, eval_data, state
+    )
+
+
+def _where(loaded: LoadedRecipe, options: RunOptions) -> tuple[Path, Checkpoint | None]:
+    """The run folder, and the checkpoint from which the run goes on."""
+    chosen = options.out or (Path(loaded.recipe.out) if loaded.recipe.out else None)
+    default = Path("runs") / loaded.name.replace("/", "-")
+    if options.resume is None:
+        return chosen or default, None
+    if options.overwrite:
+        raise UsageError("--resume goes on with a run and --overwrite replaces it; give one of them")
+    if options.resume == "auto":
+        return chosen or default, read_latest(chosen or default)
+    step = resolve(Path(options.resume))
+    run = step.parent.parent
+    if options.out is not None and options.out.resolve() != run.resolve():
+        raise UsageError(f"--resume {options.resume} goes on in {run}, not in --out {options.out}; leave --out away")
+    return run, read_checkpoint(step, verify="sha256")
+
+
+def _prepare_folder(path: Path, recipe: Recipe, options: RunOptions, checkpoint: Checkpoint | None) -> None:
+    """Make the folder of a new run, or take it back to where the checkpoint was written."""
+    folder = RunFolder(path)
+    if options.resume is None or not folder.holds_run:
+        start_folder(path, dump_recipe(recipe), options.overwrite)
+        return
+    check_same_recipe(folder, recipe)
+    cut_metrics(folder.metrics, checkpoint.state.metrics_offset if checkpoint else 0)
+    discard_after(path, checkpoint.state.step if checkpoint else 0)

@@ -1,0 +1,161 @@
+"""One optimiser step: all micro-batches of a rank, then clip and update."""
+
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from vlmoe_core.data.loader import MicroBatch
+from vlmoe_core.data.order import derive_key
+from vlmoe_core.errors import TrainError
+from vlmoe_core.objectives.loss import Loss
+from vlmoe_core.train.config import OptimConfig
+from vlmoe_core.train.health import RouterHealth
+from vlmoe_core.train.optim import learning_rate
+from vlmoe_core.train.parallel import all_sum, gather_messages, refresh_expert_copies
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step measured, over all ranks."""
+
+    losses: Mapping[str, float]
+    """Mean of each part, and `total`, the weighted sum that was minimised."""
+    grad_norm: float
+    """Global norm of the gradient before clipping."""
+    lr: float
+    """Learning rate of the step."""
+    broken: int
+    """Examples of the step that were skipped, on this rank."""
+    stop: bool
+    """Some rank was asked to stop."""
+
+
+class Stepper:
+    """Takes optimiser steps; the loss and gradient depend on the micro-batches, not on which rank computes which.
+
+    Args:
+        accelerator: processes, precision, scaler.
+        model: the wrapped objective.
+        optimizer: the prepared optimiser.
+        config: schedule and clipping.
+        steps: length of the run.
+        seed: the recipe's seed; noise draws from (seed, step, number of the micro-batch).
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: OptimConfig,
+        steps: int,
+        seed: int,
+    ) -> None:
+        self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
+        self.config, self.steps, self.seed = config, steps, seed
+
+    def __call__(
+        self, step: int, micros: Sequence[MicroBatch], health: RouterHealth | None = None, stop: bool = False
+    ) -> StepResult:
+        """Take the 0-based step `step` on this rank's micro-batches.
+
+        Args:
+            step: 0-based.
+            micros: this rank's micro-batches of the step, on any device.
+            health: collects the plans, if given.
+            stop: this rank was asked to stop; told to all ranks.
+
+        Raises:
+            TrainError: a loss or the gradient is not finite; no weight was changed.
+        """
+        micros = [self._on_device(micro) for micro in micros]
+        counts, stopping = self._global_counts(micros, stop)
+        lr = self._set_learning_rate(step)
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        sums = [
+            self._backward(step, micro, counts, health, last=number == len(micros) - 1)
+            for number, micro in enumerate(micros)
+        ]
+        losses = self._reduce(step, micros, sums, counts)
+        grad_norm = self._update(step)
+        return StepResult(losses, grad_norm, lr, sum(len(m.broken) for m in micros), stopping)
+
+    def _on_device(self, micro: MicroBatch) -> MicroBatch:
+        device = self.accelerator.device
+        return MicroBatch(micro.number, {s: b.to(device) for s, b in micro.batches.items()}, micro.broken)
+
+    def _global_counts(self, micros: Sequence[MicroBatch], stop: bool) -> tuple[dict[str, float], bool]:
+        """Counts of every part over all micro-batches and ranks, and whether any rank wants to stop."""
+        objective = self.accelerator.unwrap_model(self.model)
+        local = [objective.counts(micro.batches) for micro in micros]
+        names = list(local[0])
+        totals = [float(sum(counts[name] for counts in local)) for name in names]
+        summed = all_sum(torch.tensor([*totals, float(stop)], dtype=torch.float64, device=self.accelerator.device))
+        *values, stopping = summed.tolist()
+        return dict(zip(names, values, strict=True)), stopping > 0
+
+    def _set_learning_rate(self, step: int) -> float:
+        lr = learning_rate(step, self.steps, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def _backward(
+        self, step: int, micro: MicroBatch, counts: Mapping[str, float], health: RouterHealth | None, last: bool
+    ) -> Loss:
+        """Forward and backward of one micro-batch; ranks exchange gradients at the last."""
+        torch.manual_seed(derive_key(self.seed, step, micro.number) >> 1)
+        waits = contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
+        with waits:
+            loss: Loss = self.model(micro.batches)
+            # DistributedDataParallel takes the mean over ranks; the counts already are global.
+            self.accelerator.backward(loss.total(counts) * self.accelerator.num_processes)
+        if health is not None:
+            health.add(one for _, one in loss.routed)
+        return loss.detached()
+
+    def _reduce(
+        self, step: int, micros: Sequence[MicroBatch], losses: Sequence[Loss], counts: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Means over all ranks. Raises TrainError, on every rank, if one is not finite."""
+        sums = {name: torch.stack([loss.parts[name].sum for loss in losses]).sum() for name in losses[0].parts}
+        values = all_sum(torch.stack(list(sums.values())).double()).tolist()
+        means = {name: v / counts[name] for name, v in zip(sums, values, strict=True) if counts[name]}
+        means["total"] = sum(losses[0].parts[name].weight * mean for name, mean in means.items())
+        if not math.isfinite(means["total"]):
+            found = gather_messages(_culprits(micros, losses))
+            raise TrainError(f"step {step + 1}: the loss is not finite in {'; '.join(found)}; nothing was updated")
+        return means
+
+    def _update(self, step: int) -> float:
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm or math.inf)
+        grad_norm = float(norm)
+        if not math.isfinite(grad_norm) and self.accelerator.scaler is None:
+            raise TrainError(f"step {step + 1}: the gradient is not finite although the loss is; nothing was updated")
+        self.optimizer.step()
+        refresh_expert_copies(self.model)
+        return grad_norm
+
+
+def _culprits(micros: Sequence[MicroBatch], losses: Sequence[Loss]) -> str | None:
+    """The parts that are not finite on this rank, with the stream and positions of their examples."""
+    found = []
+    for micro, loss in zip(micros, losses, strict=True):
+        for name, part in loss.parts.items():
+            if not bool(torch.isfinite(part.sum)):
+                batches = {s: micro.batches[s] for s in part.streams if micro.batches[s].num_sequences}
+                places = [f"{s} stream, positions {_span(b.positions)}" for s, b in batches.items()]
+                found.append(f"{name} ({'; '.join(places)})")
+    return "; ".join(found) or None
+
+
+
+
+def _span(positions: Tensor) -> str:
+    return f"{int(positions.min())} to {int(positions.max())}"

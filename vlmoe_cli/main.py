@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from vlmoe_cli import env, recipes
+from vlmoe_cli import checkpoint, env, pretrain, recipes
 from vlmoe_cli.errors import DEBUG_VARIABLE, guarded, show_tracebacks
 from vlmoe_cli.options import examples, group
 
@@ -32,6 +32,10 @@ def vlmoe(
 
 
 # One line a verb, in the order of the help: app.command(epilog=...)(module.function); for a group, app.add_typer(...).
+app.command(epilog=examples("vlmoe pretrain quickstart/pretrain", "vlmoe pretrain my.yaml --set optim.lr=1e-3 --out runs/mine"))(
+    pretrain.pretrain
+)
+app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(recipes.app, name="recipes")
 app.command()(env.env)
 

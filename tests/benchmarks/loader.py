@@ -34,7 +34,7 @@ MAX_PIXELS = 178_956_970
 AUGMENT = AugmentConfig(crop_scale=(0.2, 1.0), horizontal_flip=0.5)
 """BEiT's crop and mirroring."""
 
-Path = Callable[[bytes], NDArray[np.float32]]
+Decoder = Callable[[bytes], NDArray[np.float32]]
 
 
 def make_jpegs(count: int) -> list[bytes]:
@@ -66,13 +66,13 @@ def plain(data: bytes) -> NDArray[np.float32]:
     return normalise(np.asarray(picture)).transpose(2, 0, 1)
 
 
-def ours(augment: AugmentConfig | None) -> Path:
+def ours(augment: AugmentConfig | None) -> Decoder:
     """Our transform, for training or (None) for evaluation."""
     transform, rng = ImageTransform(TARGET, augment, MAX_PIXELS), random.Random(0)
     return lambda data: normalise(transform(data, rng))
 
 
-def images_per_second(paths: Mapping[str, Path], jpegs: Sequence[bytes], repeats: int) -> dict[str, list[float]]:
+def images_per_second(paths: Mapping[str, Decoder], jpegs: Sequence[bytes], repeats: int) -> dict[str, list[float]]:
     """Each path's speed in each repeat; the paths take turns, so that a slow moment of the machine meets all."""
     speeds: dict[str, list[float]] = {name: [] for name in paths}
     for _ in range(repeats):
@@ -91,7 +91,6 @@ def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
 
 def measure_decoding(pictures: int = PICTURES, repeats: int = REPEATS) -> dict[str, float]:
     """The figures of the module's docstring."""
-    torch.set_num_threads(1)
     paths = {"plain": plain, "ours": ours(AUGMENT), "ours_whole": ours(None)}
     jpegs = make_jpegs(pictures)
     images_per_second(paths, jpegs[:2], 1)
@@ -109,6 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     as_json = parser.parse_args().json
+    torch.set_num_threads(1)
     figures = measure_decoding()
     if as_json:
         print(json.dumps({name: round(value, 3) for name, value in figures.items()}))

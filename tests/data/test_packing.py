@@ -29,7 +29,7 @@ def split(text):
         ("It cost 3.50 dollars, e.g. a lot.", ["It cost 3.50 dollars, e.g. a lot."]),
         ('"Who?" he asked. "Me!" She ran.', ['"Who?" he asked.', '"Me!"', "She ran."]),
         ("No stop\n\nA new paragraph", ["No stop", "A new paragraph"]),
-        ("日本語。次の文！", ["日本語。", "次の文！"]),
+        ("日本語。次の文。", ["日本語。", "次の文。"]),
         ("It ended ... and went on . Then", ["It ended ... and went on .", "Then"]),
         ("  \n ", []),
     ],

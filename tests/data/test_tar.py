@@ -139,7 +139,7 @@ def test_a_cut_archive_never_loses_samples_silently(tmp_path, cut):
     whole = sum(not message.startswith("!") for message in found)
     lost = 0 if cut < 1536 - 512 - 700 else 1 if cut <= 1536 + 1536 - 512 - 700 else 2
     assert whole == 3 - lost
-    assert (len(found) > whole) == bool(lost)
+    assert len(found) > whole
 
 
 def test_a_damaged_header_is_named(tmp_path):

@@ -46,7 +46,7 @@ def test_json_lines(tmp_path):
     records = [{"text": "Ä b c. D \\n e. F g h."}, {"other": 1}, {"text": "I."}, {"text": ""}]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n{\n", encoding="utf-8")
     source = opened(tmp_path, path="a.jsonl", document="file")
-    assert [source[i].text for i in (0, 1, 3)] == ["Ä b c.", "D \\n e. F g h.", "I."]
+    assert [source[i].text for i in (0, 1, 3)] == ["Ä b c. D \\n e.", "F g h.", "I."]
     for index, reason in ((2, "a.jsonl:2: has no field 'text'"), (4, "a.jsonl:4.*empty"), (5, "a.jsonl:5.*no JSON")):
         with pytest.raises(DataError, match=reason):
             source[index]

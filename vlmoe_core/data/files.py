@@ -4,7 +4,7 @@ import glob
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
@@ -210,3 +210,12 @@ def checked_text(value: Any, field: str, where: str) -> str:
     except UnicodeEncodeError as error:
         raise DataError(f"{where}: '{field}' holds half a surrogate pair, which is no Unicode text") from error
     return value
+
+
+def usable_texts(values: Iterable[Any]) -> Iterator[str]:
+    """Those of the values that `checked_text` accepts."""
+    for value in values:
+        try:
+            yield checked_text(value, "", "")
+        except DataError:
+            continue

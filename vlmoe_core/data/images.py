@@ -70,7 +70,7 @@ class ImageTransform:
         box = (0, 0, width, height)
         if self.augment is not None:
             box = crop_box(width, height, self.augment, rng)
-            shrink_while_decoding(picture, box, orientation, self.size)
+            shrink_while_decoding(picture, box, self.size)
         picture.load()
         upright = picture.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else picture
         box = _scaled(box, width, height, upright.size)
@@ -161,17 +161,14 @@ def crop_box(width: int, height: int, augment: AugmentConfig, rng: random.Random
     return left, upper, left + w, upper + h
 
 
-def shrink_while_decoding(picture: Image.Image, box: Box, orientation: int, size: int) -> None:
+def shrink_while_decoding(picture: Image.Image, box: Box, size: int) -> None:
     """Let libjpeg decode a JPEG at 1/2, 1/4 or 1/8 where the crop then still has DRAFT_MARGIN x size pixels a side."""
     if picture.format not in ("JPEG", "MPO"):
         return
-    crop_w, crop_h = box[2] - box[0], box[3] - box[1]
-    if orientation >= 5:
-        crop_w, crop_h = crop_h, crop_w
-    # Pillow takes the largest scale that keeps the whole picture at least this large.
-    wanted = (picture.width * DRAFT_MARGIN * size / crop_w, picture.height * DRAFT_MARGIN * size / crop_h)
-    if wanted[0] <= picture.width and wanted[1] <= picture.height:
-        picture.draft(None, (math.ceil(wanted[0]), math.ceil(wanted[1])))
+    share = DRAFT_MARGIN * size / min(box[2] - box[0], box[3] - box[1])
+    if share <= 1:
+        # Pillow takes the largest scale that leaves the picture at least this large.
+        picture.draft(None, (math.ceil(picture.width * share), math.ceil(picture.height * share)))
 
 
 def _scaled(box: Box, width: int, height: int, decoded: tuple[int, int]) -> Box:

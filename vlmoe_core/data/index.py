@@ -9,8 +9,9 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,12 @@ def load_index(
         raise DataError(f"no examples: {', '.join(map(str, files[:3]))} {'and others ' * (len(files) > 3)}hold none")
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return Index(tuple(files), columns, np.repeat(np.arange(len(files), dtype=np.int32), lengths))
+
+
+def columns_of(names: Sequence[str], rows: Iterable[Sequence[int]]) -> Columns:
+    """Columns of whole numbers from rows, which may be a generator: no row outlives its turn."""
+    table = np.fromiter(chain.from_iterable(rows), dtype=np.int64).reshape(-1, len(names))
+    return {name: table[:, i] for i, name in enumerate(names)}
 
 
 def cache_folder() -> Path:

@@ -31,7 +31,7 @@ def order_of(plan: RoutingPlan) -> Order:
     key_N = plan.expert_TK.masked_fill(~plan.kept_TK, num_experts).reshape(-1)
     sorted_N, choice_N = key_N.sort(stable=True)
     experts_E = torch.arange(num_experts, device=key_N.device)
-    row_N = torch.empty_like(choice_N).index_copy(0, choice_N, torch.arange(key_N.shape[0], device=key_N.device))
+    row_N = choice_N.index_copy(0, choice_N, torch.arange(key_N.shape[0], device=key_N.device))
     return Order(
         choice_N=choice_N,
         row_TK=row_N.view_as(plan.expert_TK),

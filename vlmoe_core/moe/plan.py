@@ -58,7 +58,9 @@ def capacity_of(tokens: int, num_experts: int, top_k: int, factor: Fraction | No
     """
     if factor is None:
         return None
-    rounded_up = -(-top_k * tokens * factor.numerator // (factor.denominator * num_experts))
+    # Rounded up by a sum: torch 2.13's C++ code generator gets the floor of a negative symbolic quotient wrong.
+    divisor = factor.denominator * num_experts
+    rounded_up = (top_k * tokens * factor.numerator + divisor - 1) // divisor
     # sym_max, as the number of tokens is a symbol under torch.export.
     places: int = torch.sym_max(1, rounded_up)  # type: ignore[no-untyped-call]
     return places
@@ -99,7 +101,7 @@ def assign_slots(expert_TK: Tensor, walk_T: Tensor | None, num_experts: int) -> 
     walked_TK = expert_TK if walk_T is None else expert_TK.index_select(0, walk_T)
     slot_N = _rank_within_expert(walked_TK.t().reshape(-1), num_experts)
     slot_TK = slot_N.view(top_k, tokens).t()
-    return slot_TK.contiguous() if walk_T is None else torch.empty_like(expert_TK).index_copy(0, walk_T, slot_TK)
+    return slot_TK.contiguous() if walk_T is None else expert_TK.index_copy(0, walk_T, slot_TK)
 
 
 def _rank_within_expert(expert_N: Tensor, num_experts: int) -> Tensor:
@@ -107,7 +109,7 @@ def _rank_within_expert(expert_N: Tensor, num_experts: int) -> Tensor:
     sorted_N, order_N = expert_N.sort(stable=True)
     start_E = torch.searchsorted(sorted_N, torch.arange(num_experts, device=expert_N.device))
     place_N = torch.arange(expert_N.shape[0], device=expert_N.device)
-    return torch.empty_like(expert_N).index_copy(0, order_N, place_N - start_E.index_select(0, sorted_N))
+    return expert_N.index_copy(0, order_N, place_N - start_E.index_select(0, sorted_N))
 
 
 def make_plan(

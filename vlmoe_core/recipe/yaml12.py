@@ -5,7 +5,7 @@
 
 import io
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -33,11 +33,9 @@ class _TagError(yaml.MarkedYAMLError):
 class _Loader(yaml.SafeLoader):
     """Composes nodes only; its scalars resolve by the core schema."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
-
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Compose the next node; a node with a tag is refused."""
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         if getattr(event, "tag", None) is not None:
             raise _TagError(problem=f"tags ({event.tag}) are not allowed in a recipe", problem_mark=event.start_mark)
         return super().compose_node(parent, index)
@@ -47,6 +45,7 @@ class _Dumper(yaml.SafeDumper):
     """Quotes every text that YAML 1.1 or 1.2 would take for something else."""
 
 
+_Loader.yaml_implicit_resolvers = {}
 for _name, (_pattern, _first) in _CORE.items():
     _firsts = [*_first, ""] if _name == "null" else [*_first]
     _Loader.add_implicit_resolver(_TAG + _name, _pattern, _firsts)

@@ -6,14 +6,14 @@ Axis letters: N points, F features, K centroids.
 import torch
 from torch import Tensor
 
-LARGEST_TABLE = 2**23
+LARGEST_TABLE = 2**21
 
 
 def nearest_centroid(points_NF: Tensor, centroids_KF: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each point the index of its nearest centroid (the first of equals) and the squared distance to it, both (N,)."""
+    """Of each point its nearest centroid and the squared distance to it, both (N,)."""
     half_norm_K = centroids_KF.square().sum(1) / 2
     rows = max(1, LARGEST_TABLE // len(centroids_KF))
-    found = [torch.addmm(half_norm_K, chunk, centroids_KF.T, alpha=-1).min(1) for chunk in points_NF.split(rows)]
+    found = [torch.addmm(half_norm_K, chunk, centroids_KF.T, alpha=-1).min(1) for chunk in torch.split(points_NF, rows)]
     label_N = torch.cat([f.indices for f in found])
     distance_N = 2 * torch.cat([f.values for f in found]) + points_NF.square().sum(1)
     return label_N, distance_N.clamp_min(0)

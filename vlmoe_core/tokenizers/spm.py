@@ -57,8 +57,8 @@ def read_spm(path: Path) -> Tokenizer:
 
 def _parse_model(data: bytes) -> SentencePieceModel:
     pieces: list[tuple[str, float, int]] = []
-    trainer: dict[int, int | bytes] = {}
-    normalizer: dict[int, int | bytes] = {}
+    trainer: dict[int, int | bytes] | None = None
+    normalizer: dict[int, int | bytes] | None = None
     for number, value in _fields(data):
         if number in (1, 2, 3) and not isinstance(value, bytes):
             raise ValueError(f"field {number} is not a message")
@@ -68,6 +68,8 @@ def _parse_model(data: bytes) -> SentencePieceModel:
             trainer = dict(_fields(_as_bytes(value)))
         elif number == 3:
             normalizer = dict(_fields(_as_bytes(value)))
+    if trainer is None or normalizer is None:
+        raise ValueError("its settings are missing")
     if not any(kind == UNKNOWN for _, _, kind in pieces):
         raise ValueError("no piece stands for unknown text")
     return SentencePieceModel(

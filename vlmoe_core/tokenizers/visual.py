@@ -22,7 +22,8 @@ CONFIG_FILE = "visual_tokenizer.json"
 class VisualTokenizer(nn.Module, ABC):
     """A module without trainable parameters and without an entry in any state dict: it travels as its own files.
 
-    A new kind is a file of its name in this package with `load(folder, config) -> VisualTokenizer`, and a line in `KINDS`.
+    A new kind is a file of its name in this package with `load(folder, config) -> VisualTokenizer`, and an entry in
+    `KINDS`.
     """
 
     patch_size: int
@@ -34,7 +35,10 @@ class VisualTokenizer(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, images_BCHW: Tensor) -> Tensor:
-        """Ids (B, N), int64, of RGB images: uint8, or float in [0, 1]. TokenizerError if the patches don't fill the image."""
+        """Ids (B, N), int64, of RGB images: uint8, or float in [0, 1].
+
+        Raises TokenizerError if the patch size does not divide the image's sides.
+        """
 
     @abstractmethod
     def decode(self, ids_BN: Tensor, grid: tuple[int, int] | None = None) -> Tensor:

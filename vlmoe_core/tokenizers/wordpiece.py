@@ -95,13 +95,17 @@ def _train_pieces(counts: Counter[str], room: int) -> list[str]:
             letters[letter] += count
     kept = dict.fromkeys(sorted(letters, key=lambda letter: (-letters[letter], letter))[:room])
     words = sorted(word for word in counts if kept.keys() >= set(_letters(word)))
-    # The trainer breaks ties by id and would number the letters in the random order of its hash table: naming them
+    # The trainer knows a letter inside a word only if the same letter may also start one: those that never do are
+    # lent to it. And it breaks ties by id, numbering the letters in the random order of its hash table: naming them
     # all beforehand, as if special, fixes their ids and with them every tie.
-    trainer = trainers.WordPieceTrainer(vocab_size=room, min_frequency=2, special_tokens=[*kept], show_progress=False)
+    lent = sorted({letter.removeprefix("##") for letter in kept if len(letter) == 3} - kept.keys())
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=room + len(lent), min_frequency=2, special_tokens=[*kept, *lent], show_progress=False
+    )
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.train_from_iterator(_feed(words, counts), trainer)
-    return list(tokenizer.get_vocab(with_added_tokens=False))
+    return [piece for piece in tokenizer.get_vocab(with_added_tokens=False) if piece not in lent]
 
 
 def _feed(words: list[str], counts: Counter[str]) -> Iterator[str]:

@@ -15,16 +15,16 @@ class Reporter:
     def alarm(self, message: str) -> None:
         """Something that needs attention: an expert died."""
 
-    def started(self, recipe: Recipe, folder: Path, step: int, model: Mapping[str, int]) -> None:
-        """Training starts at `step`; `model` holds the numbers of parameters."""
+    def started(self, recipe: Recipe, folder: Path, step: int, parameters: int) -> None:
+        """Training starts at `step`, of a model with so many parameters."""
 
-    def stepped(self, record: Mapping[str, float]) -> None:
+    def stepped(self, record: Mapping[str, float | str]) -> None:
         """A line of training metrics was written."""
 
     def advanced(self, step: int) -> None:
         """`step` steps are done."""
 
-    def evaluated(self, record: Mapping[str, float]) -> None:
+    def evaluated(self, record: Mapping[str, float | str]) -> None:
         """A line of held-out metrics was written."""
 
     def saved(self, path: Path) -> None:

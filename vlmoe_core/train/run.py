@@ -37,6 +37,8 @@ class Outcome:
     """Duration of this part of the run."""
     broken: int
     """Training examples that were skipped as broken, on this rank."""
+    is_main: bool
+    """This is rank 0."""
 
 
 def pretrain(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) -> Outcome:
@@ -57,7 +59,8 @@ def pretrain(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) -> O
     session.accelerator.end_training()
     state, steps = session.state, loaded.recipe.train.steps
     seconds = time.monotonic() - start
-    return Outcome(session.folder.path, state.step, state.step == steps, interrupt.received, seconds, broken)
+    is_main = session.accelerator.is_main_process
+    return Outcome(session.folder.path, state.step, state.step == steps, interrupt.received, seconds, broken, is_main)
 
 
 class Trainer:
@@ -76,7 +79,7 @@ class Trainer:
         """Train from the session's step to the last. Returns the number of broken examples on this rank."""
         session, train = self.session, self.recipe.train
         session.accelerator.init_trackers("vlmoe", config={"recipe": session.name})
-        parameters = {"total": sum(p.numel() for p in session.objective.parameters())}
+        parameters = sum(p.numel() for p in session.objective.parameters())
         self.reporter.started(self.recipe, session.folder.path, session.state.step, parameters)
         if session.state.step == 0:
             self._evaluate(with_baseline=True)

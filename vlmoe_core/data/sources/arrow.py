@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from vlmoe_core.config import nearest
 from vlmoe_core.data.config import SourceConfig
 from vlmoe_core.data.example import Example, SourceContext
-from vlmoe_core.data.files import checked_text, find_files, inside, read_file, text_values
+from vlmoe_core.data.files import checked_text, find_files, inside, read_file, text_values, usable_texts
 from vlmoe_core.data.index import Numbering, cache_folder
 from vlmoe_core.errors import DataError
 
@@ -53,6 +53,8 @@ class ArrowSource:
             self._require(config.image_field, "image_field")
         if context.stream != "image":
             self._require(config.text_field, "text_field")
+        if context.stream == "text":
+            self._table = self._table.select_columns([config.text_field])
         counts = self._counts()
         self._numbering = Numbering(counts)
         self.blocks = [int(counts.sum())]
@@ -91,8 +93,7 @@ class ArrowSource:
         if self._config.text_field not in self._table.column_names:
             return
         for value in self._table.select_columns([self._config.text_field])[self._config.text_field]:
-            values = value if isinstance(value, list) else [value]
-            yield from (text for text in values if isinstance(text, str) and text.strip())
+            yield from usable_texts(value if isinstance(value, list) else [value])
 
     def _picture(self, value: Any, where: str) -> bytes:
         if isinstance(value, bytes):

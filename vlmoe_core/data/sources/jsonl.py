@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vlmoe_core.data.example import Example, SourceContext
 from vlmoe_core.data.files import (
     FilesConfig,
@@ -24,8 +22,9 @@ from vlmoe_core.data.files import (
     parse_object,
     read_file,
     text_values,
+    usable_texts,
 )
-from vlmoe_core.data.index import Columns, Numbering, load_index
+from vlmoe_core.data.index import Columns, Numbering, columns_of, load_index
 from vlmoe_core.errors import DataError
 
 
@@ -52,7 +51,7 @@ class JsonlSource:
             files, "jsonl-1", (config.image_field, config.text_field), lambda path: index_lines(path, config)
         )
         columns = self._index.columns
-        counts = columns["first"].astype(np.int64) if context.stream == "image" else columns["texts"]
+        counts = columns["first"] if context.stream == "image" else columns["texts"]
         self._numbering = Numbering(counts)
         self.blocks = self._index.blocks(counts)
         self._reader = SliceReader()
@@ -84,7 +83,7 @@ class JsonlSource:
                 values = text_values(self._fields(record, where), self._config.text_field, where)
             except DataError:
                 continue
-            yield from (value for value in values if isinstance(value, str) and value.strip())
+            yield from usable_texts(values)
 
     def _where(self, record: int) -> str:
         return f"{label(self._index.path(record), self._root)}:{self._index.columns['line'][record]}"
@@ -107,15 +106,15 @@ def index_lines(path: Path, config: Config) -> Columns:
     `picture` is the number, in the file, of the first record that names the same picture; `first` says whether that is
     this one. A line that can't be read is a record of its own with one example, which raises.
     """
-    rows = []
+    return columns_of(("line", "start", "size", "texts", "picture", "first"), _rows(path, config))
+
+
+def _rows(path: Path, config: Config) -> Iterator[tuple[int, ...]]:
     first_with: dict[str, int] = {}
     for record, (line, start, content) in enumerate(lines(path)):
         name = _picture_name(content, config.image_field)
         picture = record if name is None else first_with.setdefault(name, record)
-        rows.append((line, start, len(content), count_texts(content, config.text_field), picture, picture == record))
-    names = ("line", "start", "size", "texts", "picture", "first")
-    table = np.array(rows, dtype=np.int64).reshape(len(rows), len(names))
-    return {name: table[:, i] for i, name in enumerate(names)}
+        yield line, start, len(content), count_texts(content, config.text_field), picture, picture == record
 
 
 def _picture_name(content: bytes, field: str) -> str | None:

@@ -25,6 +25,7 @@ from vlmoe_core.data.files import (
     label,
     parse_object,
     text_values,
+    usable_texts,
 )
 from vlmoe_core.data.index import Columns, Numbering, load_index
 from vlmoe_core.errors import DataError
@@ -42,7 +43,7 @@ class Config(FilesConfig):
 
 
 @dataclass
-class Sample:
+class TarSample:
     """The members of one key."""
 
     parts: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -96,7 +97,7 @@ class TarSource:
                 values = [] if self._index.columns["problem"][record] else self._texts(record, self._where(record))
             except DataError:
                 continue
-            yield from (value for value in values if isinstance(value, str) and value.strip())
+            yield from usable_texts(values)
 
     def _where(self, record: int) -> str:
         return f"{label(self._index.path(record), self._root)}:{_decode(self._index.columns['key'][record])}"
@@ -131,19 +132,19 @@ def index_tar(path: Path, text_field: str) -> Columns:
     return columns
 
 
-def _count_texts(sample: Sample, reader: SliceReader, path: Path, text_field: str) -> int:
+def _count_texts(sample: TarSample, reader: SliceReader, path: Path, text_field: str) -> int:
     """Captions of a sample; 1 where that can't be told: one example that raises."""
     if sample.problem or "json" not in sample.parts:
         return 1
     return count_texts(reader.read(path, *sample.parts["json"], str(path)), text_field)
 
 
-def read_samples(path: Path) -> dict[str, Sample]:
+def read_samples(path: Path) -> dict[str, TarSample]:
     """The samples of a shard by key, in the order in which their keys first appear.
 
     What is damaged, cut or refused is a sample with a problem: a shard never hides that a part of it can't be read.
     """
-    samples: dict[str, Sample] = {}
+    samples: dict[str, TarSample] = {}
     size = path.stat().st_size
     end = 0
     try:
@@ -157,13 +158,13 @@ def read_samples(path: Path) -> dict[str, Sample]:
         damage = _damage(path, error)
     cut = any(sum(place) > size for sample in samples.values() for place in sample.parts.values())
     if damage and not cut:
-        samples[f"byte {end}"] = Sample(problem=damage)
+        samples[f"byte {end}"] = TarSample(problem=damage)
     for sample in samples.values():
         sample.problem = sample.problem or _lacking(sample)
     return samples
 
 
-def _add_member(samples: dict[str, Sample], member: tarfile.TarInfo, archive_size: int) -> None:
+def _add_member(samples: dict[str, TarSample], member: tarfile.TarInfo, archive_size: int) -> None:
     """Note where a member lies, or why it is refused. Folders, hidden files and other endings are passed over."""
     refusal = _refusal(member)
     path = PurePosixPath(member.name)
@@ -172,7 +173,7 @@ def _add_member(samples: dict[str, Sample], member: tarfile.TarInfo, archive_siz
     spare_image = ending.lower().rpartition(".")[2] in IMAGE_SUFFIXES
     if not refusal and (member.isdir() or not stem or not (part in PARTS or spare_image)):
         return
-    sample = samples.setdefault(path.name if is_unsafe(member.name) else (path.parent / stem).as_posix(), Sample())
+    sample = samples.setdefault(path.name if is_unsafe(member.name) else (path.parent / stem).as_posix(), TarSample())
     if refusal:
         sample.problem = refusal
     elif part not in PARTS:
@@ -195,7 +196,7 @@ def _refusal(member: tarfile.TarInfo) -> str:
     return ""
 
 
-def _lacking(sample: Sample) -> str:
+def _lacking(sample: TarSample) -> str:
     if sample.spare_image and "image" not in sample.parts:
         return f"{sample.spare_image} has two dots; a key ends at the first, so this is not KEY.jpg: rename it"
     return ""

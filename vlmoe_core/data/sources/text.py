@@ -17,7 +17,7 @@ from vlmoe_core.data.files import (
     lines,
     parse_object,
 )
-from vlmoe_core.data.index import Columns, Numbering, load_index
+from vlmoe_core.data.index import Columns, Numbering, columns_of, load_index
 from vlmoe_core.data.packing import Span, pack
 from vlmoe_core.errors import DataError
 
@@ -125,22 +125,22 @@ def index_packs(path: Path, config: Config, encoder: TextEncoder, limit: int) ->
 
     A broken document is one row, which raises when it is read.
     """
+    return columns_of(COLUMNS, _rows(path, config, encoder, limit))
+
+
+def _rows(path: Path, config: Config, encoder: TextEncoder, limit: int) -> Iterator[tuple[int, ...]]:
     reader = SliceReader()
-    rows: list[tuple[int, ...]] = []
     for line, start, size in documents(path, config.document):
-        content = reader.read(path, start, size, str(path))
         try:
-            text = document_text(content, path, config, "")
+            text = document_text(reader.read(path, start, size, str(path)), path, config, "")
         except DataError:
-            rows.append((line, start, size, 0, 0))
+            yield line, start, size, 0, 0
             continue
         packs = pack(text, limit, lambda piece: len(encoder.encode(piece)))
         if path.suffix == JSON_LINES:
-            rows += [(line, start, size, first, last) for first, last in packs]
+            yield from ((line, start, size, first, last) for first, last in packs)
         else:
-            rows += [(line, *place) for place in _in_bytes(text, start, packs)]
-    table = np.array(rows, dtype=np.int64).reshape(len(rows), len(COLUMNS))
-    return {name: table[:, i] for i, name in enumerate(COLUMNS)}
+            yield from ((line, *place) for place in _in_bytes(text, start, packs))
 
 
 def _in_bytes(text: str, start: int, packs: list[Span]) -> Iterator[tuple[int, int, int, int]]:

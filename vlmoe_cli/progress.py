@@ -1,0 +1,170 @@
+"""What a run shows while it trains: a live panel in a terminal, plain lines elsewhere. All of it goes to stderr."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from vlmoe_core.train.reporter import Reporter
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from vlmoe_core.recipe.config import Recipe
+
+MODALITIES = ("vision", "text")
+FIGURES = {"busiest": max, "dead": sum, "dropped": max, "entropy": min}
+
+
+def losses_of(record: Mapping[str, Any]) -> dict[str, float]:
+    """The losses of a metrics line by part, without the total."""
+    return {k.removeprefix("loss/"): v for k, v in record.items() if k.startswith("loss/") and k != "loss/total"}
+
+
+def health_of(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The routers' figures by modality, over its sparse layers: the worst share and entropy, all dead experts."""
+    health = {}
+    for modality in MODALITIES:
+        values = {
+            figure: [v for k, v in record.items() if k.startswith(f"router/{modality}/") and k.endswith(f"/{figure}")]
+            for figure in FIGURES
+        }
+        if values["busiest"]:
+            health[modality] = {figure: worst(values[figure]) for figure, worst in FIGURES.items()}
+    return health
+
+
+def health_line(figures: Mapping[str, float]) -> str:
+    """One modality's health in words."""
+    return (
+        f"busiest {figures['busiest']:.0%}, dead {figures['dead']:.0f}, "
+        f"dropped {figures['dropped']:.1%}, entropy {figures['entropy']:.2f}"
+    )
+
+
+class PlainProgress(Reporter):
+    """A line for each event: for files, pipes and CI."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        pass
+
+    def note(self, message: str) -> None:
+        self._line(message)
+
+    def alarm(self, message: str) -> None:
+        self._line(f"ALARM {message}")
+
+    def started(self, recipe: "Recipe", folder: Path, step: int, parameters: int) -> None:
+        self.steps = recipe.train.steps
+        self._line(f"{parameters:,} parameters; {self.steps - step} steps from step {step}; run folder {folder}")
+
+    def stepped(self, record: Mapping[str, Any]) -> None:
+        losses = "  ".join(f"{name} {value:.3f}" for name, value in losses_of(record).items())
+        health = "  ".join(f"{modality}: {health_line(figures)}" for modality, figures in health_of(record).items())
+        self._line(f"step {record['step']}/{self.steps}  {losses}  {record['samples_per_s']:.0f} samples/s  {health}")
+
+    def evaluated(self, record: Mapping[str, Any]) -> None:
+        losses = "  ".join(f"{name} {value:.3f}" for name, value in losses_of(record).items())
+        self._line(f"held-out at step {record['step']}: {losses}")
+
+    def saved(self, path: Path) -> None:
+        self._line(f"saved {path}")
+
+    def _line(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+class LiveProgress(Reporter):
+    """A progress bar with losses and router health, kept at the bottom of the terminal; events scroll above it."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self.console = Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("[bold]step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("elapsed, left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[rate]}"),
+            console=self.console,
+        )
+        self.task = self.progress.add_task("train", total=None, rate="")
+        self.held_out: Mapping[str, Any] = {}
+        self.baseline: Mapping[str, float] = {}
+        self.live = Live(self.progress, console=self.console, refresh_per_second=4)
+
+    def __enter__(self) -> Self:
+        self.live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.live.stop()
+
+    def note(self, message: str) -> None:
+        self._say(message, "dim")
+
+    def alarm(self, message: str) -> None:
+        self._say(f"alarm: {message}", "bold red")
+
+    def started(self, recipe: "Recipe", folder: Path, step: int, parameters: int) -> None:
+        self._say(f"{parameters:,} parameters; run folder {folder}", "dim")
+        self.progress.update(self.task, total=recipe.train.steps, completed=step)
+
+    def advanced(self, step: int) -> None:
+        self.progress.update(self.task, completed=step)
+
+    def stepped(self, record: Mapping[str, Any]) -> None:
+        from rich.console import Group
+
+        self.progress.update(self.task, rate=f"{record['samples_per_s']:.0f} samples/s")
+        self.live.update(Group(self._losses(record), self._health(record), self.progress))
+
+    def evaluated(self, record: Mapping[str, Any]) -> None:
+        self.held_out = losses_of(record)
+        found = {k.removeprefix("baseline/"): v for k, v in record.items() if k.startswith("baseline/")}
+        self.baseline = found or self.baseline
+
+    def saved(self, path: Path) -> None:
+        self._say(f"saved {path}", "dim")
+
+    def _say(self, message: str, style: str) -> None:
+        self.console.print(message, style=style, markup=False, highlight=False)
+
+    def _losses(self, record: Mapping[str, Any]) -> "RenderableType":
+        from rich import box
+        from rich.table import Table
+
+        table = Table("loss", "training", "held out", "unigram", box=box.SIMPLE_HEAD)
+        for name, value in losses_of(record).items():
+            others = [f"{found[name]:.3f}" if name in found else "-" for found in (self.held_out, self.baseline)]
+            table.add_row(name, f"{value:.3f}", *others)
+        return table
+
+    def _health(self, record: Mapping[str, Any]) -> "RenderableType":
+        from rich import box
+        from rich.table import Table
+
+        health = health_of(record)
+        table = Table("experts", "busiest", "dead", "dropped", "entropy", box=box.SIMPLE_HEAD, show_header=bool(health))
+        for modality, figures in health.items():
+            style = "bold red" if figures["dead"] else ""
+            cells = (f"{figures['busiest']:.0%}", f"{figures['dead']:.0f}", f"{figures['dropped']:.1%}", f"{figures['entropy']:.2f}")
+            table.add_row(modality, *cells, style=style)
+        return table
+
+
+def progress() -> PlainProgress | LiveProgress:
+    """The display that suits where stderr goes."""
+    return LiveProgress() if sys.stderr.isatty() else PlainProgress()

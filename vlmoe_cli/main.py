@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from vlmoe_cli import checkpoint, env, pretrain, recipes
+from vlmoe_cli import checkpoint, env, predict, pretrain, recipes
 from vlmoe_cli.errors import DEBUG_VARIABLE, guarded, show_tracebacks
 from vlmoe_cli.options import examples, group
 
@@ -35,6 +35,7 @@ def vlmoe(
 app.command(epilog=examples("vlmoe pretrain quickstart/pretrain", "vlmoe pretrain my.yaml --set optim.lr=1e-3 --out runs/mine"))(
     pretrain.pretrain
 )
+app.add_typer(predict.app, name="predict")
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(recipes.app, name="recipes")
 app.command()(env.env)

@@ -4,7 +4,7 @@ import pickle
 import pytest
 
 from tests.data.files_support import SHARED, WordEncoder, needs_shared, open_source
-from vlmoe_core.data.sources.text import documents
+from vlmoe_core.data.sources.text import Config, documents
 from vlmoe_core.errors import DataError
 
 
@@ -22,7 +22,7 @@ def test_documents(tmp_path):
     path.write_bytes(b"\xef\xbb\xbfone\ntwo\r\nthree\n\n \nfour\n")
     data = path.read_bytes()
     found = {
-        kind: [(line, data[start : start + size]) for line, start, size in documents(path, kind)]
+        kind: [(line, data[start : start + size]) for line, start, size in documents(path, Config(source="text", path="a.txt", document=kind))]
         for kind in ("line", "paragraph", "file")
     }
     assert found == {
@@ -96,3 +96,16 @@ def test_real_texts_are_kept_whole(name, kind):
         joined.setdefault(example.name, []).extend(example.text.split())
     assert list(joined.values()) == [text.split() for text in source.texts()]
     assert max(len(WordEncoder().encode(e.text)) for e in examples) <= 126
+
+
+def test_parts_of_a_file_share_no_document_and_leave_none_out(tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join(f"Document {n} ends." for n in range(10)))
+    read = [packs(opened(tmp_path, part=part)) for part in ((0, 0.3), (0.3, 0.9), (0.9, 1))]
+    assert [len(texts) for texts in read] == [3, 6, 1]
+    assert sum(read, []) == [f"Document {n} ends." for n in range(10)]
+
+
+@pytest.mark.parametrize("part", [(0.5, 0.5), (-0.1, 1), (0, 1.1), (0.9, 0.1)])
+def test_a_part_that_is_no_range_is_refused(tmp_path, part):
+    with pytest.raises(ValueError, match="part must be two numbers"):
+        opened(tmp_path, part=part)

@@ -95,7 +95,7 @@ class DataConfig(Config):
     """Append [PAD] tokens up to this length, as tokens of their own kind, to imitate padded runs; null: no padding at all."""
     augment: AugmentsConfig = AugmentsConfig()
     """Random changes of training images."""
-    max_pixels: int = Field(178_956_970, ge=1)
+    max_pixels: int = Field(178_956_970, ge=1, le=178_956_970)
     """A picture whose header declares more pixels is refused as broken, before it is decoded."""
     on_error: Literal["raise", "skip"] = "raise"
     """A broken example stops the run with its name (raise), or leaves its place empty and is counted (skip)."""

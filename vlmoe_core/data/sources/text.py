@@ -1,11 +1,14 @@
 """Plain text files and JSON lines, packed: each example is a run of whole sentences of one document."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
+from pydantic import model_validator
 
+from vlmoe_core.config import exact
 from vlmoe_core.data.example import Example, SourceContext, TextEncoder
 from vlmoe_core.data.files import (
     FilesConfig,
@@ -38,6 +41,15 @@ class Config(FilesConfig):
     """What a pack never crosses the end of; paragraphs have blank lines between them. JSON lines: always the line."""
     text_field: str = "text"
     """Field of a JSON line that holds the text."""
+    part: tuple[float, float] = (0.0, 1.0)
+    """Share of each file's documents, from and to: (0, 0.9) and (0.9, 1) cut a file into training and held-out part."""
+
+    @model_validator(mode="after")
+    def _part_is_a_range(self) -> Self:
+        low, high = self.part
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"part must be two numbers 0 <= from < to <= 1, not ({low}, {high})")
+        return self
 
 
 class TextSource:
@@ -55,7 +67,7 @@ class TextSource:
             self._open_index(context.text_encoder, context.max_text - SPECIAL_TOKENS)
 
     def _open_index(self, encoder: TextEncoder, limit: int) -> None:
-        options = (self._config.document, self._config.text_field, encoder.fingerprint, limit)
+        options = (self._config.document, self._config.text_field, self._config.part, encoder.fingerprint, limit)
         self._index = load_index(
             self._files, "text-1", options, lambda path: index_packs(path, self._config, encoder, limit)
         )
@@ -78,7 +90,7 @@ class TextSource:
     def texts(self) -> Iterator[str]:
         """Every document, in stored order; broken ones are left out."""
         for path in self._files:
-            for line, start, size in documents(path, self._config.document):
+            for line, start, size in documents(path, self._config):
                 where = f"{label(path, self._root)}:{line}"
                 try:
                     yield document_text(self._reader.read(path, start, size, where), path, self._config, where)
@@ -86,8 +98,17 @@ class TextSource:
                     continue
 
 
-def documents(path: Path, kind: Literal["line", "paragraph", "file"]) -> Iterator[Document]:
-    """The documents of a file that are not blank."""
+def documents(path: Path, config: Config) -> Iterator[Document]:
+    """The documents of a file that are not blank, as far as they are in the config's part of it."""
+    found = _all_documents(path, config.document)
+    if config.part == (0.0, 1.0):
+        return found
+    held = list(found)
+    first, last = (math.floor(len(held) * exact(share)) for share in config.part)
+    return iter(held[first:last])
+
+
+def _all_documents(path: Path, kind: Literal["line", "paragraph", "file"]) -> Iterator[Document]:
     found: Iterator[tuple[int, int, int]] = (
         (line, start, start + len(content)) for line, start, content in lines(path)
     )
@@ -130,7 +151,7 @@ def index_packs(path: Path, config: Config, encoder: TextEncoder, limit: int) ->
 
 def _rows(path: Path, config: Config, encoder: TextEncoder, limit: int) -> Iterator[tuple[int, ...]]:
     reader = SliceReader()
-    for line, start, size in documents(path, config.document):
+    for line, start, size in documents(path, config):
         try:
             text = document_text(reader.read(path, start, size, str(path)), path, config, "")
         except DataError:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from vlmoe_cli import checkpoint, env, predict, pretrain, recipes
+from vlmoe_cli import checkpoint, data, env, predict, pretrain, recipes, validate
 from vlmoe_cli.errors import DEBUG_VARIABLE, guarded, show_tracebacks
 from vlmoe_cli.options import examples, group
 
@@ -35,6 +35,8 @@ def vlmoe(
 app.command(epilog=examples("vlmoe pretrain quickstart/pretrain", "vlmoe pretrain my.yaml --set optim.lr=1e-3 --out runs/mine"))(
     pretrain.pretrain
 )
+app.command(epilog=examples(*validate.EXAMPLES))(validate.validate)
+app.add_typer(data.app, name="data")
 app.add_typer(predict.app, name="predict")
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(recipes.app, name="recipes")

@@ -1,14 +1,20 @@
-"""What the benchmarks share: repeats that take turns, medians, and printing."""
+"""What the benchmarks share: the command line, repeats that take turns, medians, and printing."""
 
+import argparse
 import json
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from statistics import median
 
+import torch
 
-def seconds(cases: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, float]:
-    """Median seconds of each case. The cases take turns, so that a machine that slows down slows all of them."""
+Figures = Mapping[str, object]
+Times = Mapping[str, Sequence[float]]
+
+
+def timings(cases: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, list[float]]:
+    """Seconds of each case in each repeat. The cases take turns, so that a slow moment of the machine meets all."""
     times: dict[str, list[float]] = {name: [] for name in cases}
     for turn in range(warmup + repeats):
         for name, case in cases.items():
@@ -16,13 +22,39 @@ def seconds(cases: Mapping[str, Callable[[], object]], repeats: int, warmup: int
             case()
             if turn >= warmup:
                 times[name].append(time.perf_counter() - start)
-    return {name: median(taken) for name, taken in times.items()}
+    return times
 
 
-def report(result: Mapping[str, object]) -> None:
-    """Print the numbers: one JSON object with --json, a line each without."""
-    if "--json" in sys.argv[1:]:
-        print(json.dumps(result))
+def medians(times: Times) -> dict[str, float]:
+    """The median seconds of each case, as `<name>_s`."""
+    return {f"{name}_s": median(taken) for name, taken in times.items()}
+
+
+def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    """The median of the repeats' own ratios."""
+    return median(a / b for a, b in zip(above, below, strict=True))
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def run(doc: str | None, measure: Callable[[bool], Figures], argv: Sequence[str] | None = None) -> None:
+    """Measure and print: one JSON object with --json, a line each without; --quick: small, in seconds, for tests."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--quick", action="store_true", help="a small workload that shows no more than that it runs")
+    options = parser.parse_args(argv)
+    figures = measure(options.quick)
+    if options.json:
+        print(json.dumps({name: round(v, 4) if isinstance(v, float) else v for name, v in figures.items()}))
         return
-    for name, value in result.items():
+    for name, value in figures.items():
         print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")

@@ -1,16 +1,16 @@
 """How long `vlmoe --help` takes against the imports that it can't do without.
 
-Run as `python -m tests.benchmarks.startup --json`.
+`python -m tests.benchmarks.startup --json` prints one JSON object: `help_over_imports`, `verb_help_over_imports`, and
+the median seconds behind them.
 """
 
 import subprocess
 import sys
 from functools import partial
 
-from tests.benchmarks.common import report, seconds
+from tests.benchmarks.common import Figures, median_ratio, medians, run, timings
 
-BOUND = 1.5
-"""Most that `help_over_imports` may be."""
+BOUNDS = {"help_over_imports": 1.5}
 
 COMMANDS = {
     "imports": [sys.executable, "-c", "import typer, rich"],
@@ -19,19 +19,16 @@ COMMANDS = {
 }
 
 
-def measure(repeats: int = 15) -> dict[str, float]:
-    """Seconds of each command, and their ratios to the bare imports."""
+def measure(quick: bool = False) -> Figures:
+    """The figures of the module's docstring."""
     cases = {
         name: partial(subprocess.run, command, stdout=subprocess.DEVNULL, check=True)
         for name, command in COMMANDS.items()
     }
-    taken = seconds(cases, repeats)
-    return {
-        "help_over_imports": taken["help"] / taken["imports"],
-        "verb_help_over_imports": taken["verb_help"] / taken["imports"],
-        **{f"{name}_s": value for name, value in taken.items()},
-    }
+    times = timings(cases, repeats=1 if quick else 15, warmup=0 if quick else 1)
+    ratios = {f"{name}_over_imports": median_ratio(times[name], times["imports"]) for name in ("help", "verb_help")}
+    return {**ratios, **medians(times), "bounds": BOUNDS}
 
 
 if __name__ == "__main__":
-    report({**measure(), "bound": BOUND})
+    run(__doc__, measure)

@@ -134,7 +134,7 @@ def test_decode_shows_the_image(codebook: Codebook, held_out: Tensor) -> None:
     assert 0 <= float(shown.min()) <= float(shown.max()) <= 1
     mean = to_patches(held_out / 255.0, PATCH).mean((0, 1))
     as_mean = mean.view(3, PATCH, PATCH).repeat(1, 4, 4).expand(held_out.shape)
-    assert psnr(shown, held_out) > psnr(as_mean, held_out) + 4
+    assert psnr(shown, held_out) > psnr(as_mean, held_out) + 2
 
 
 def test_decoding_then_encoding_gives_the_same_codes(codebook: Codebook) -> None:

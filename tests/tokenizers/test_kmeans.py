@@ -27,16 +27,22 @@ def test_the_first_of_equal_centroids_is_taken() -> None:
     assert distance.tolist() == [0.0] * 4
 
 
-def test_separated_clusters_are_found() -> None:
-    centres = torch.tensor([[0.0, 0.0], [100.0, 0.0], [0.0, 100.0], [100.0, 100.0], [500.0, 500.0]])
-    points = (centres[:, None] + torch.randn(5, 40, 2, generator=generator())).flatten(0, 1)
-    for seed in range(5):
-        found = kmeans(points, 5, 30, generator(seed))
-        _, distance = nearest_centroid(centres, found)
-        assert float(distance.max()) < 1.0
+def test_each_iteration_lowers_the_error() -> None:
+    points = torch.randn(500, 3, generator=generator())
+    errors = [float(nearest_centroid(points, kmeans(points, 20, n, generator()))[1].sum()) for n in range(8)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.8 * errors[0]
 
 
-def test_one_iteration_gives_means() -> None:
+def test_it_stops_at_a_fixed_point() -> None:
+    points = torch.randn(200, 2, generator=generator())
+    found = kmeans(points, 6, 1000, generator())
+    label, _ = nearest_centroid(points, found)
+    for k in range(6):
+        assert torch.allclose(found[k], points[label == k].mean(0), atol=1e-5)
+
+
+def test_centroids_are_the_means_of_their_points() -> None:
     points = torch.tensor([[0.0], [1.0], [10.0], [12.0]])
     found = kmeans(points, 2, 20, generator(3)).sort(0).values
     assert found.flatten().tolist() == [0.5, 11.0]

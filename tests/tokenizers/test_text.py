@@ -235,7 +235,7 @@ def test_a_bad_vocab_txt_is_refused(tmp_path: Path, content: str, message: str) 
 def test_a_bad_tokenizer_json_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_bytes(content)
-    with pytest.raises(TokenizerError, match="tokenizer.json"):
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json is not a|can't be read"):
         load_text_tokenizer(str(path))
 
 

@@ -8,6 +8,7 @@ from vlmoe_core.config import Config, plugin_field
 
 StreamName = Literal["image", "text", "pair"]
 STREAMS: tuple[StreamName, ...] = ("image", "text", "pair")
+SPLITS = ("train", "eval", "test")
 
 
 class SourceConfig(Config):

@@ -83,6 +83,16 @@ def load(dataset: MicroBatches, numbers: Sequence[int], data: DataConfig, proces
     Raises:
         DataError: an example is broken and `data.on_error` is `raise`.
     """
+    for micro in load_all(dataset, numbers, data, processes):
+        if micro.broken and data.on_error == "raise":
+            raise DataError(f"{micro.broken[0]}; mend it, or set data.on_error=skip to leave its place empty")
+        yield micro
+
+
+def load_all(
+    dataset: MicroBatches, numbers: Sequence[int], data: DataConfig, processes: int = 1
+) -> Iterator[MicroBatch]:
+    """The same, whatever `data.on_error` says: for ranks that must refuse broken examples together."""
     workers = count_workers(data, processes)
     loader: DataLoader[MicroBatch] = DataLoader(
         dataset,
@@ -93,10 +103,7 @@ def load(dataset: MicroBatches, numbers: Sequence[int], data: DataConfig, proces
         worker_init_fn=_start_worker,
         pin_memory=False,
     )
-    for micro in loader:
-        if micro.broken and data.on_error == "raise":
-            raise DataError(f"{micro.broken[0]}; mend it, or set data.on_error=skip to leave its place empty")
-        yield micro
+    return iter(loader)
 
 
 def count_workers(data: DataConfig, processes: int = 1) -> int:
@@ -108,7 +115,10 @@ def count_workers(data: DataConfig, processes: int = 1) -> int:
 
 
 def _start_worker(_: int) -> None:
-    """A worker leaves Ctrl-C to the training process, which finishes its step and ends the workers itself."""
+    """A worker leaves signals to the training process, which finishes its step and ends the workers itself.
+
+    Launchers and terminals send them to the whole group of processes.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)

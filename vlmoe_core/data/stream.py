@@ -72,5 +72,6 @@ def _open_source(config: SourceConfig, context: SourceContext) -> Source:
     module = plugin_module("vlmoe_core.data.sources", config.source)
     source: Source = module.open_source(config, context)
     if context.text_encoder is not None and len(source) == 0:
-        raise DataError(f"the source {config.model_dump(exclude_defaults=True)} holds no example of the {context.stream} stream")
+        described = config.model_dump(exclude_defaults=True)
+        raise DataError(f"the source {described} holds no example of the {context.stream} stream")
     return source

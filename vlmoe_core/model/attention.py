@@ -27,7 +27,8 @@ class Attention(nn.Module):
     def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
         """(T, D) -> (T, D)."""
         qkv_T3D = F.linear(x_TD, self.qkv.weight, self._bias())
-        qkv = layout.to_sequences(qkv_T3D).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        qkv = layout.to_sequences(qkv_T3D).unflatten(2, (3, self.heads, -1))  # type: ignore[no-untyped-call]
+        qkv = qkv.permute(2, 0, 3, 1, 4)
         mask = None if layout.full else layout.occupied_SL[:, None, None, :]
         y_SHLd = scaled_dot_product(qkv[0], qkv[1], qkv[2], mask)
         y_TD = layout.to_tokens(y_SHLd.transpose(1, 2).flatten(2))

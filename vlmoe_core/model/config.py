@@ -1,5 +1,6 @@
 """What a recipe says of the model: size, modality experts, and the closed set of architecture switches."""
 
+from itertools import pairwise
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -7,12 +8,17 @@ from pydantic import Field, model_validator
 from vlmoe_core.config import Config
 from vlmoe_core.moe.config import MoEConfig
 
+_ROWS = ("layers", "dim", "heads", "hidden", "vl_layers", "patch_size", "image_size")
+
 PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {"layers": 4, "dim": 128, "heads": 4, "hidden": 512, "vl_layers": 1, "patch_size": 8, "image_size": 64},
-    "small": {"layers": 8, "dim": 384, "heads": 6, "hidden": 1536, "vl_layers": 1, "patch_size": 16, "image_size": 224},
-    "base": {"layers": 12, "dim": 768, "heads": 12, "hidden": 3072, "vl_layers": 2, "patch_size": 16, "image_size": 224},
-    "large": {"layers": 24, "dim": 1024, "heads": 16, "hidden": 4096, "vl_layers": 3, "patch_size": 16, "image_size": 224},
+    "tiny": dict(zip(_ROWS, (4, 128, 4, 512, 1, 8, 64), strict=True)),
+    "small": dict(zip(_ROWS, (8, 384, 6, 1536, 1, 16, 224), strict=True)),
+    "base": dict(zip(_ROWS, (12, 768, 12, 3072, 2, 16, 224), strict=True)),
+    "large": dict(zip(_ROWS, (24, 1024, 16, 4096, 3, 16, 224), strict=True)),
 }
+
+CONV_PATCHES = (2, 4, 8, 16, 32, 64)
+"""Patch sizes of the convolutional stem: each convolution halves the sides."""
 
 NOT_BUILT = {
     "attention": ("per_modality",),
@@ -55,7 +61,8 @@ class ModelConfig(Config):
     moe: SparseConfig = SparseConfig()
     """Sparse layers of each modality."""
     drop_path: float = Field(0.1, ge=0, lt=1)
-    """Stochastic depth: probability that a sequence skips the last block's branches, rising linearly from 0 at the first."""
+    """Stochastic depth: probability that a sequence skips the last block's branches; it rises linearly from 0 at the
+    first block."""
     init_std: float = Field(0.02, gt=0)
     """Standard deviation of the truncated normal initialisation (BEiT)."""
     attention: Literal["shared", "per_modality"] = "shared"
@@ -85,11 +92,16 @@ class ModelConfig(Config):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.dim % self.heads:
-            fits = [h for h in range(1, 65) if self.dim % h == 0]
-            raise ValueError(f"heads ({self.heads}) must divide dim ({self.dim}); these do: {', '.join(map(str, fits))}")
+            divisors = ", ".join(str(h) for h in range(1, 65) if self.dim % h == 0)
+            raise ValueError(f"heads ({self.heads}) must divide dim ({self.dim}); these do: {divisors}")
         if self.image_size % self.patch_size:
             near = max(1, round(self.image_size / self.patch_size)) * self.patch_size
-            raise ValueError(f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size}), such as {near}")
+            raise ValueError(
+                f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size}), such as {near}"
+            )
+        if self.patch_embed == "conv" and self.patch_size not in CONV_PATCHES:
+            fits = ", ".join(map(str, CONV_PATCHES))
+            raise ValueError(f"patch_embed: conv needs a patch_size of {fits}, not {self.patch_size}")
         if self.vl_layers > self.layers:
             raise ValueError(f"vl_layers ({self.vl_layers}) is more than layers ({self.layers})")
         for switch, missing in NOT_BUILT.items():
@@ -110,6 +122,16 @@ class ModelConfig(Config):
         """P, patches of an image."""
         return self.grid**2
 
+    @property
+    def stem_widths(self) -> tuple[int, ...]:
+        """Channels before, between and behind the convolutions of the stem (`patch_embed: conv`)."""
+        halvings = self.patch_size.bit_length() - 1
+        return (3, *(max(8, self.dim // 2 ** (halvings - 1 - i)) for i in range(halvings)))
+
+    def modalities(self, layer: int) -> tuple[str, ...]:
+        """The feed-forward networks of a 0-based block."""
+        return ("vision", "text", "vl") if layer >= self.layers - self.vl_layers else ("vision", "text")
+
     def sparse_layers(self, modality: str) -> tuple[int, ...]:
         """The 0-based blocks whose feed-forward network of that modality is sparse."""
         moe: MoEConfig | None = getattr(self.moe, modality)
@@ -118,9 +140,108 @@ class ModelConfig(Config):
         if isinstance(moe.layers, dict):
             every = moe.layers["every"]
             if not 1 <= every <= self.layers:
-                raise ValueError(f"moe.{modality}.layers: every {every} does not fit {self.layers} layers; give 1 to {self.layers}")
+                raise ValueError(
+                    f"moe.{modality}.layers: every {every} does not fit {self.layers} layers; give 1 to {self.layers}"
+                )
             return tuple(range(every - 1, self.layers, every))
         outside = [i for i in moe.layers if not 0 <= i < self.layers]
         if outside or len(set(moe.layers)) < len(moe.layers):
-            raise ValueError(f"moe.{modality}.layers {list(moe.layers)} must be distinct blocks from 0 to {self.layers - 1}")
+            raise ValueError(
+                f"moe.{modality}.layers {list(moe.layers)} must be distinct blocks from 0 to {self.layers - 1}"
+            )
         return tuple(sorted(moe.layers))
+
+    def sparse(self, modality: str, layer: int) -> MoEConfig | None:
+        """The sparse layer of a modality in a 0-based block; None: dense. VL-FFNs are always dense (section 3)."""
+        moe: MoEConfig | None = None if modality == "vl" else getattr(self.moe, modality)
+        return moe if moe is not None and layer in self.sparse_layers(modality) else None
+
+    def num_params(self, vocab_size: int, codebook_size: int | None) -> int:
+        """Parameters, those of all experts counted.
+
+        Args:
+            vocab_size: rows of the word embedding.
+            codebook_size: visual codes; the two heads of masked modelling are counted too. None: the encoder alone.
+        """
+        layers = range(self.layers)
+        ffns = sum(self._ffn_params(m, layer) for layer in layers for m in self.modalities(layer))
+        norms = sum(2 + (len(self.modalities(i)) - 1) * (self.norm == "per_modality") for i in layers) + 1
+        scales = 0 if self.layer_scale is None else 2 * self.layers
+        heads = 0 if codebook_size is None else _linear(self.dim, vocab_size) + _linear(self.dim, codebook_size)
+        return (
+            self._embedding_params(vocab_size)
+            + self.layers * self._attention_params()
+            + ffns
+            + (2 * norms + scales) * self.dim
+            + heads
+        )
+
+    def num_active_params(self, vocab_size: int, codebook_size: int | None) -> int:
+        """Parameters that a token of each modality uses: of E experts only `top_k`, in the layers of both modalities.
+
+        So the paper counts its 180M of 1.9B; routers are counted whole. Arguments as in `num_params`.
+        """
+        pools = (("vision", self.moe.vision), ("text", self.moe.text))
+        idle = sum(len(self.sparse_layers(m)) * (moe.num_experts - moe.top_k) for m, moe in pools if moe is not None)
+        return self.num_params(vocab_size, codebook_size) - idle * self._expert_params
+
+    def flops(self, image_tokens: int, text_tokens: int) -> int:
+        """Floating-point operations of the encoder's forward pass over one sequence; heads are not counted.
+
+        Two a multiply-add, of linear maps, convolutions and attention. In sparse layers each token counts `top_k`
+        experts, as if none were dropped.
+
+        Args:
+            image_tokens: [CLS] and patches; 0 for a text alone.
+            text_tokens: [CLS] and [SEP] included; 0 for an image alone.
+        """
+        tokens = image_tokens + text_tokens
+        attention = 2 * tokens * 4 * self.dim**2 + 4 * tokens**2 * self.dim
+        stem = self._patch_flops * (image_tokens - 1) if image_tokens else 0
+        return stem + sum(attention + self._ffn_flops(i, image_tokens, text_tokens) for i in range(self.layers))
+
+    @property
+    def _expert_params(self) -> int:
+        """Of one feed-forward network, and of one expert."""
+        return _linear(self.dim, self.hidden) + _linear(self.hidden, self.dim)
+
+    def _ffn_params(self, modality: str, layer: int) -> int:
+        moe = self.sparse(modality, layer)
+        return self._expert_params if moe is None else moe.num_experts * (self._expert_params + self.dim)
+
+    def _attention_params(self) -> int:
+        biases = {"all": 3, "qv": 2, "none": 0}[self.qkv_bias]
+        return (3 * self.dim + biases) * self.dim + _linear(self.dim, self.dim)
+
+    def _embedding_params(self, vocab_size: int) -> int:
+        """Words and positions, kinds of token, [CLS], mask embedding, patches."""
+        rows = vocab_size + self.max_text_length + 2 + 2 + 1 + self.num_patches
+        if self.patch_embed == "linear":
+            return rows * self.dim + _linear(3 * self.patch_size**2, self.dim)
+        convs = sum(_linear(9 * before, after) + 2 * after for before, after in pairwise(self.stem_widths))
+        return rows * self.dim + convs + _linear(self.stem_widths[-1], self.dim)
+
+    def _ffn_flops(self, layer: int, image_tokens: int, text_tokens: int) -> int:
+        dense = 4 * self.dim * self.hidden
+        if image_tokens and text_tokens and "vl" in self.modalities(layer):
+            return dense * (image_tokens + text_tokens)
+        total = 0
+        for modality, tokens in (("vision", image_tokens), ("text", text_tokens)):
+            moe = self.sparse(modality, layer)
+            total += tokens * (dense if moe is None else moe.top_k * dense + 2 * self.dim * moe.num_experts)
+        return total
+
+    @property
+    def _patch_flops(self) -> int:
+        """Of one patch."""
+        if self.patch_embed == "linear":
+            return 2 * 3 * self.patch_size**2 * self.dim
+        sides = [self.patch_size >> i for i in range(1, len(self.stem_widths))]
+        widths = pairwise(self.stem_widths)
+        convs = sum(2 * 9 * a * b * side**2 for (a, b), side in zip(widths, sides, strict=True))
+        return convs + 2 * self.stem_widths[-1] * self.dim
+
+
+def _linear(inputs: int, outputs: int) -> int:
+    """Parameters of a linear map with bias."""
+    return (inputs + 1) * outputs

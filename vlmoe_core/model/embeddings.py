@@ -1,10 +1,11 @@
 """Tokens from pixels and from word ids.
 
-Axis letters: I images, N tokens of an image ([CLS] and P patches), P patches, T text tokens, D width, C channels, H height,
-W width in pixels.
+Axis letters: I images, N tokens of an image ([CLS] and P patches), P patches, T text tokens, D width, C channels,
+H height, W width in pixels.
 """
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -35,16 +36,12 @@ class LinearPatches(nn.Module):
 
 
 class ConvPatches(nn.Module):
-    """Strided 3 x 3 convolutions with GroupNorm down to the patch grid, then a linear map (arXiv 2106.14881, section 3)."""
+    """3 x 3 convolutions of stride 2 with GroupNorm down to the patch grid, then a linear map (arXiv 2106.14881)."""
 
-    def __init__(self, patch_size: int, dim: int) -> None:
+    def __init__(self, widths: tuple[int, ...], dim: int) -> None:
         super().__init__()
-        halvings = int(math.log2(patch_size))
-        if 2**halvings != patch_size or halvings < 1:
-            raise ValueError(f"patch_embed: conv needs a patch_size that is a power of two, not {patch_size}")
-        widths = [3] + [max(8, dim // 2 ** (halvings - 1 - i)) for i in range(halvings)]
         self.convs = nn.ModuleList(
-            nn.Conv2d(before, after, 3, stride=2, padding=1) for before, after in zip(widths, widths[1:], strict=False)
+            nn.Conv2d(before, after, 3, stride=2, padding=1) for before, after in pairwise(widths)
         )
         self.norms = nn.ModuleList(nn.GroupNorm(math.gcd(8, width), width) for width in widths[1:])
         self.proj = nn.Linear(widths[-1], dim)
@@ -58,14 +55,19 @@ class ConvPatches(nn.Module):
         return out
 
 
+def _build_stem(config: ModelConfig) -> LinearPatches | ConvPatches:
+    if config.patch_embed == "conv":
+        return ConvPatches(config.stem_widths, config.dim)
+    return LinearPatches(config.patch_size, config.dim)
+
+
 class ImageEmbedding(nn.Module):
     """[CLS] and patches of an image, hidden patches replaced by the mask embedding, positions added."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.patch_size, self.grid = config.patch_size, config.grid
-        stem = LinearPatches if config.patch_embed == "linear" else ConvPatches
-        self.patch = stem(config.patch_size, config.dim)
+        self.patch = _build_stem(config)
         self.cls = nn.Parameter(torch.zeros(config.dim))
         self.mask = nn.Parameter(torch.zeros(config.dim))
         self.position = nn.Parameter(torch.zeros(1 + config.num_patches, config.dim))
@@ -130,7 +132,8 @@ def resize_positions(position_ND: Tensor, grid: int) -> Tensor:
     old = math.isqrt(position_ND.shape[0] - 1)
     if old == grid:
         return position_ND
-    plane = position_ND[1:].T.reshape(1, -1, old, old).float()
+    plane = position_ND[1:].T.reshape(1, -1, old, old)
+    plane = plane.to(torch.promote_types(plane.dtype, torch.float32))
     plane = F.interpolate(plane, size=(grid, grid), mode="bicubic", align_corners=False)
     patches = plane.flatten(2)[0].T.to(position_ND.dtype)
     return torch.cat([position_ND[:1], patches])

@@ -46,7 +46,7 @@ class Encoded:
 
 
 class Encoder(nn.Module):
-    """Vision-language transformer with modality feed-forward networks, dense or sparse (VL-MoE, arXiv 2303.07226, section 3).
+    """Vision-language transformer with modality feed-forward networks, dense or sparse (VL-MoE, 2303.07226, section 3).
 
     Args:
         config: sizes and switches.
@@ -63,16 +63,26 @@ class Encoder(nn.Module):
         initialise(self, config.init_std)
 
     def forward(self, batch: Batch, intermediates: Collection[str] = ()) -> Encoded:
-        """Encode a batch; `intermediates` names the states to keep."""
+        """Encode a batch; `intermediates` names the states to keep.
+
+        Raises ValueError if there is no state of such a name.
+        """
+        self._check_names(intermediates)
         layout = build_layout(batch, 1 + self.config.num_patches)
         x_TD = self.embeddings(batch.pixels_ICHW, batch.patch_mask_IP, batch.text_ids_T, batch.text_positions_T)
-        named = {"embeddings": x_TD}
+        kept = {"embeddings": x_TD} if "embeddings" in intermediates else {}
         routed: tuple[Routed, ...] = ()
         for number, block in enumerate(self.blocks):
             x_TD, more = self._run(block, x_TD, layout)
-            named[f"blocks.{number}"], routed = x_TD, routed + more
-        kept = {name: named[name] for name in intermediates}
+            routed += more
+            if (name := f"blocks.{number}") in intermediates:
+                kept[name] = x_TD
         return Encoded(self.norm(x_TD), layout, routed, kept)
+
+    def _check_names(self, intermediates: Collection[str]) -> None:
+        known = ["embeddings", *(f"blocks.{i}" for i in range(len(self.blocks)))]
+        if unknown := sorted(set(intermediates) - set(known)):
+            raise ValueError(f"no states are called {', '.join(unknown)}; known: {', '.join(known)}")
 
     def _run(self, block: nn.Module, x_TD: Tensor, layout: Layout) -> tuple[Tensor, tuple[Routed, ...]]:
         if self.recompute and torch.is_grad_enabled():
@@ -82,7 +92,7 @@ class Encoder(nn.Module):
 
 @torch.no_grad()
 def initialise(encoder: Encoder, std: float) -> None:
-    """Truncated normal weights, zero biases; the output maps of block l (1-based) divided by sqrt(2 l) (BEiT, 2106.08254).
+    """Truncated normal weights, zero biases; output maps of block l (1-based) divided by sqrt(2 l) (BEiT, 2106.08254).
 
     Experts differ from each other.
     """

@@ -1,7 +1,7 @@
 """Where the tokens of a batch stand.
 
-Outside attention the tokens of a batch are one packed list: all image tokens first, then all text tokens. Attention needs
-them by sequence; the layout holds the one index that regroups them, built once a batch and used by every block.
+Outside attention the tokens of a batch are one packed list: all image tokens first, then all text tokens. Attention
+needs them by sequence; the layout holds the one index that regroups them, built once a batch and used by every block.
 
 Axis letters: T tokens, D width, S sequences, L places of a sequence.
 """
@@ -40,6 +40,14 @@ class Layout:
         """Every place holds a token, so attention needs no mask."""
         return self.place_T.shape[0] == self.num_sequences * self.length
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities that have tokens; both where none has, so that an empty batch still touches all parameters."""
+        texts = self.num_image_tokens < self.place_T.shape[0]
+        if self.num_image_tokens > 0 and not texts:
+            return ("vision",)
+        return ("text",) if texts and self.num_image_tokens == 0 else ("vision", "text")
+
     def to_sequences(self, x_TD: Tensor) -> Tensor:
         """(T, D) -> (S, L, D), zero where no token stands."""
         x_PD = x_TD.new_zeros(self.num_sequences * self.length, x_TD.shape[1])
@@ -47,7 +55,10 @@ class Layout:
 
     def to_tokens(self, x_SLD: Tensor) -> Tensor:
         """(S, L, D) -> (T, D)."""
-        return x_SLD.reshape(self.num_sequences * self.length, -1).index_select(0, self.place_T)
+        return x_SLD.flatten(0, 1).index_select(0, self.place_T)
+
+
+torch.export.register_dataclass(Layout, serialized_type_name="vlmoe_core.model.layout.Layout")
 
 
 def build_layout(batch: Batch, image_length: int) -> Layout:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vlmoe_core.moe.plan import RoutingPlan
+from vlmoe_core.moe.plan import RoutingPlan, inverse
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,9 @@ def order_of(plan: RoutingPlan) -> Order:
     key_N = plan.expert_TK.masked_fill(~plan.kept_TK, num_experts).reshape(-1)
     sorted_N, choice_N = key_N.sort(stable=True)
     experts_E = torch.arange(num_experts, device=key_N.device)
-    row_N = choice_N.index_copy(0, choice_N, torch.arange(key_N.shape[0], device=key_N.device))
     return Order(
         choice_N=choice_N,
-        row_TK=row_N.view_as(plan.expert_TK),
+        row_TK=inverse(choice_N).view_as(plan.expert_TK),
         offsets_E=torch.searchsorted(sorted_N, experts_E, right=True, out_int32=True),
     )
 

@@ -101,7 +101,7 @@ def assign_slots(expert_TK: Tensor, walk_T: Tensor | None, num_experts: int) -> 
     walked_TK = expert_TK if walk_T is None else expert_TK.index_select(0, walk_T)
     slot_N = _rank_within_expert(walked_TK.t().reshape(-1), num_experts)
     slot_TK = slot_N.view(top_k, tokens).t()
-    return slot_TK.contiguous() if walk_T is None else expert_TK.index_copy(0, walk_T, slot_TK)
+    return slot_TK.contiguous() if walk_T is None else slot_TK.index_select(0, inverse(walk_T))
 
 
 def _rank_within_expert(expert_N: Tensor, num_experts: int) -> Tensor:
@@ -109,7 +109,16 @@ def _rank_within_expert(expert_N: Tensor, num_experts: int) -> Tensor:
     sorted_N, order_N = expert_N.sort(stable=True)
     start_E = torch.searchsorted(sorted_N, torch.arange(num_experts, device=expert_N.device))
     place_N = torch.arange(expert_N.shape[0], device=expert_N.device)
-    return expert_N.index_copy(0, order_N, place_N - start_E.index_select(0, sorted_N))
+    return (place_N - start_E.index_select(0, sorted_N)).index_select(0, inverse(order_N))
+
+
+def inverse(permutation_N: Tensor) -> Tensor:
+    """The permutation that undoes another.
+
+    A sort, though writing 0, 1, ... to the places that the permutation names is less work: torch 2.13's inductor moves
+    reads of the result before such a write (measured: wrong `kept_TK` in a compiled layer).
+    """
+    return permutation_N.argsort()
 
 
 def make_plan(

@@ -32,7 +32,9 @@ class MaskConfig(Config):
     @model_validator(mode="after")
     def _shares(self) -> Self:
         if self.mask_token + self.random_token > 1:
-            raise ValueError(f"mask_token ({self.mask_token}) and random_token ({self.random_token}) sum to more than 1")
+            raise ValueError(
+                f"mask_token ({self.mask_token}) and random_token ({self.random_token}) sum to more than 1"
+            )
         return self
 
 

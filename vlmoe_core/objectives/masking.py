@@ -19,9 +19,7 @@ def num_masked(length: int, rate: float) -> int:
     return 0 if length == 0 else max(1, min(round(length * rate), length - 1))
 
 
-def block_mask(
-    grid: int, count: int, min_block: int, min_aspect: float, rng: random.Random
-) -> NDArray[np.bool_]:
+def block_mask(grid: int, count: int, min_block: int, min_aspect: float, rng: random.Random) -> NDArray[np.bool_]:
     """A mask of exactly `count` patches made of rectangles (BEiT, arXiv 2106.08254, algorithm 1, and its code).
 
     Args:

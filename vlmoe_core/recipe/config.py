@@ -5,7 +5,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from vlmoe_core.config import Config
-from vlmoe_core.data.config import STREAMS, DataConfig
+from vlmoe_core.data.config import STREAMS, DataConfig, StreamName
 from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.objectives.config import MaskConfig, Objective
 from vlmoe_core.tokenizers.config import TokenizersConfig
@@ -48,8 +48,32 @@ class Recipe(Config):
             longest = getattr(self.data.max_text, stream)
             if longest > self.model.max_text_length:
                 raise ValueError(f"data.max_text.{stream} ({longest}) is more than model.max_text_length ({self.model.max_text_length})")
+        if (self.data.pad_text_to or 0) > self.model.max_text_length:
+            raise ValueError(
+                f"data.pad_text_to ({self.data.pad_text_to}) is more than model.max_text_length"
+                f" ({self.model.max_text_length})"
+            )
         if self.mask.image_count is not None and self.mask.image_count >= self.model.num_patches:
             raise ValueError(f"mask.image_count ({self.mask.image_count}) must be below the number of patches ({self.model.num_patches})")
         if self.optim.warmup_steps > self.train.steps:
             raise ValueError(f"optim.warmup_steps ({self.optim.warmup_steps}) is more than train.steps ({self.train.steps})")
         return self
+
+    def num_params(self) -> int:
+        """Parameters of the encoder and the heads, those of all experts counted."""
+        return self.model.num_params(*self._table_sizes)
+
+    def num_active_params(self) -> int:
+        """Parameters, heads included, that a token of each modality uses; see `ModelConfig.num_active_params`."""
+        return self.model.num_active_params(*self._table_sizes)
+
+    def flops(self, stream: StreamName) -> int:
+        """Operations of the encoder's forward pass over one example of a stream, its text of the greatest length."""
+        image_tokens = 0 if stream == "text" else 1 + self.model.num_patches
+        longest = {"image": 0, "text": self.data.max_text.text, "pair": self.data.max_text.pair}[stream]
+        padded = 0 if stream == "image" else self.data.pad_text_to or 0
+        return self.model.flops(image_tokens, max(longest, padded))
+
+    @property
+    def _table_sizes(self) -> tuple[int, int]:
+        return self.tokenizers.text.vocab_size, self.tokenizers.visual.codebook_size

@@ -55,5 +55,7 @@ def build_dataset(recipe: Recipe, split: SplitConfig, tokenizers: Tokenizers, tr
 
 
 def micro_sizes(recipe: Recipe, split: SplitConfig) -> Mapping[StreamName, int]:
-    """Examples of each stream of a split in a micro-batch."""
-    return {s: recipe.batch.micro.of(s) or max(recipe.batch.micro.of(o) for o in STREAMS) for s in STREAMS if getattr(split, s)}
+    """Examples of each stream of a split in a micro-batch; as many as of the largest where training has none of it."""
+    micro = recipe.batch.micro
+    largest = max(micro.of(stream) for stream in STREAMS)
+    return {stream: micro.of(stream) or largest for stream in STREAMS if getattr(split, stream)}

@@ -33,7 +33,7 @@ class BatchConfig(Config):
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
-        ratios: dict[str, int] = {}
+        ratios: dict[StreamName, int] = {}
         for stream in STREAMS:
             size, micro = self.size.of(stream), self.micro.of(stream)
             if (size == 0) != (micro == 0):
@@ -43,7 +43,8 @@ class BatchConfig(Config):
             if size % micro:
                 fits = [d for d in range(1, size + 1) if size % d == 0]
                 raise ValueError(
-                    f"size.{stream} ({size}) is not divisible by micro.{stream} ({micro}); these fit: {', '.join(map(str, fits))}"
+                    f"size.{stream} ({size}) is not divisible by micro.{stream} ({micro}); "
+                    f"these fit: {', '.join(map(str, fits))}"
                 )
             ratios[stream] = size // micro
         if not ratios:
@@ -65,7 +66,7 @@ class OptimConfig(Config):
     lr: float = Field(2e-3, gt=0)
     """Peak learning rate."""
     min_lr: float = Field(0.0, ge=0)
-    """Learning rate at the last step."""
+    """Where the cosine ends, one step after the last."""
     betas: tuple[float, float] = (0.9, 0.98)
     """Decay rates of the two moments (BEiT-3: 0.9, 0.98)."""
     eps: float = Field(1e-6, gt=0)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vlmoe_core.data.loader import MicroBatch
 from vlmoe_core.train.health import RouterHealth
-from vlmoe_core.train.parallel import all_sum
+from vlmoe_core.train.parallel import all_sum, wide_dtype
 
 
 @torch.no_grad()
@@ -26,7 +26,8 @@ def evaluate(objective: nn.Module, micros: Iterable[MicroBatch], device: torch.d
     for micro in micros:
         loss = objective({s: b.to(device) for s, b in micro.batches.items()})
         for name, part in loss.parts.items():
-            term = torch.stack([part.sum.double(), part.sum.new_tensor(part.count, dtype=torch.float64)])
+            total = part.sum.to(wide_dtype(device))
+            term = torch.stack([total, torch.full_like(total, part.count)])
             sums[name], weights[name] = sums.get(name, 0) + term, part.weight
         health.add(one for _, one in loss.routed)
     totals = all_sum(torch.stack(list(sums.values()))).tolist()
@@ -53,7 +54,7 @@ def unigram_baseline(
 def _histograms(objective: nn.Module, micros: Iterable[MicroBatch], device: torch.device) -> dict[str, Tensor]:
     """How often each word or code is a target, over all ranks."""
     sizes: Mapping[str, int] = objective.target_sizes  # type: ignore[assignment]
-    counts = {name: torch.zeros(size, dtype=torch.float64, device=device) for name, size in sizes.items()}
+    counts = {name: torch.zeros(size, dtype=wide_dtype(device), device=device) for name, size in sizes.items()}
     for micro in micros:
         for name, ids in objective.targets({s: b.to(device) for s, b in micro.batches.items()}).items():  # type: ignore[operator]
             counts[name] += torch.bincount(ids, minlength=sizes[name])

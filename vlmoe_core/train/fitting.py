@@ -7,9 +7,9 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from accelerate import Accelerator
 from numpy.typing import NDArray
 
+from vlmoe_core.checkpoint.files import rename, sync_tree
 from vlmoe_core.data.images import ImageTransform
 from vlmoe_core.data.stream import Stream, open_streams
 from vlmoe_core.errors import DataError, TokenizerError
@@ -17,6 +17,7 @@ from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.tokenizers.codebook import fit_codebook
 from vlmoe_core.tokenizers.text import TextTokenizer, fit_wordpiece, load_text_tokenizer
 from vlmoe_core.tokenizers.visual import VisualTokenizer, load_visual_tokenizer
+from vlmoe_core.train.parallel import on_main
 from vlmoe_core.train.reporter import Reporter
 
 
@@ -30,16 +31,19 @@ class Tokenizers:
     """Patches; null in a run without images."""
 
 
-def obtain_tokenizers(recipe: Recipe, folder: Path, accelerator: Accelerator, reporter: Reporter) -> Tokenizers:
-    """The tokenizers of a run, from `folder` if they are there, else loaded or fitted and written into it.
+def obtain_tokenizers(recipe: Recipe, folder: Path, reporter: Reporter) -> Tokenizers:
+    """The tokenizers of a run, from `folder` if they are there, else loaded or fitted by rank 0 and written into it.
 
     Raises:
         TokenizerError: one can't be loaded or fitted, or does not fit the recipe.
         DataError: an example that the fit reads is broken and `data.on_error` is `raise`.
     """
-    if accelerator.is_main_process and not folder.exists():
-        _write_tokenizers(recipe, folder, reporter)
-    accelerator.wait_for_everyone()
+
+    def write_once() -> None:
+        if not folder.exists():
+            _write_tokenizers(recipe, folder, reporter)
+
+    on_main(write_once)
     return read_tokenizers(recipe, folder)
 
 
@@ -63,7 +67,8 @@ def _write_tokenizers(recipe: Recipe, folder: Path, reporter: Reporter) -> None:
     if visual is not None:
         visual.save(fresh / "visual")
     check_fit(recipe, Tokenizers(text, visual))
-    fresh.rename(folder)
+    sync_tree(fresh)
+    rename(fresh, folder)
 
 
 def obtain_text(recipe: Recipe, streams: Iterable[Stream], reporter: Reporter) -> TextTokenizer:
@@ -75,7 +80,9 @@ def obtain_text(recipe: Recipe, streams: Iterable[Stream], reporter: Reporter) -
     share = config.fit_texts // max(1, len(sources))
     texts = [text for source in sources for text in islice(source.texts(), share)]
     tokenizer = fit_wordpiece(texts, config.vocab_size, config.lowercase)
-    reporter.note(f"text tokenizer: WordPiece fitted on {len(texts):,} texts, {tokenizer.vocab_size:,} words and pieces")
+    reporter.note(
+        f"text tokenizer: WordPiece fitted on {len(texts):,} texts, {tokenizer.vocab_size:,} words and pieces"
+    )
     return tokenizer
 
 

@@ -1,14 +1,11 @@
 """The folder of a run: what lies where, and who may write into it."""
 
 import json
-import platform
 import shutil
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
-import torch
-
+from vlmoe_core.environment import environment
 from vlmoe_core.errors import RecipeError, UsageError
 from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.recipe.load import load_recipe
@@ -64,8 +61,10 @@ def start_folder(path: Path, recipe_text: str, overwrite: bool) -> RunFolder:
     """
     folder = RunFolder(path)
     if folder.holds_run and not overwrite:
-        raise UsageError(f"{path} already holds a run; continue it with --resume auto, replace it with --overwrite, "
-                         "or choose another folder with --out")
+        raise UsageError(
+            f"{path} already holds a run; continue it with --resume auto, replace it with --overwrite, "
+            "or choose another folder with --out"
+        )
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is not a folder; choose another one with --out")
     if path.exists() and not folder.holds_run and any(p.name != PARTIAL_RECIPE for p in path.iterdir()):
@@ -76,8 +75,12 @@ def start_folder(path: Path, recipe_text: str, overwrite: bool) -> RunFolder:
     partial = path / PARTIAL_RECIPE
     partial.write_text(recipe_text, encoding="utf-8")
     partial.rename(folder.recipe)
-    folder.environment.write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
     return folder
+
+
+def write_environment(folder: RunFolder) -> None:
+    """Note what the run goes on with, anew at each start."""
+    folder.environment.write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
 
 
 def check_same_recipe(folder: RunFolder, recipe: Recipe) -> None:
@@ -91,8 +94,10 @@ def check_same_recipe(folder: RunFolder, recipe: Recipe) -> None:
     changed = [key for key in differing if not key.startswith(FREE_FIELDS)]
     if changed:
         shown = "; ".join(f"{key} was {began.get(key)}, is {now.get(key)}" for key in changed[:5])
-        raise RecipeError(f"the run in {folder.path} began with another recipe ({shown}); give the same one to go on, "
-                          "or another --out to start anew")
+        raise RecipeError(
+            f"the run in {folder.path} began with another recipe ({shown}); give the same one to go on, "
+            "or another --out to start anew"
+        )
 
 
 def _flat(recipe: Recipe) -> dict[str, object]:
@@ -108,20 +113,6 @@ def _flat(recipe: Recipe) -> dict[str, object]:
 
     visit("", recipe.model_dump(mode="json"))
     return flat
-
-
-def environment() -> dict[str, str | int]:
-    """Versions and machine, without names or paths of the user."""
-    packages = ("torch", "accelerate", "safetensors", "tokenizers", "pillow", "numpy", "pydantic")
-    versions = {name: metadata.version(name) for name in packages}
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "python": platform.python_version(),
-        "machine": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "devices": ", ".join(devices) or "cpu",
-        **versions,
-    }
 
 
 def _remove_run(folder: RunFolder) -> None:

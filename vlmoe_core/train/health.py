@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vlmoe_core.model.block import Routed
 from vlmoe_core.moe.health import health_of, tally
-from vlmoe_core.train.parallel import all_sum
+from vlmoe_core.train.parallel import all_sum, wide_dtype
 
 
 class RouterHealth:
@@ -21,11 +21,12 @@ class RouterHealth:
         """Add the plans of one micro-batch. Waits for no device."""
         for one in routed:
             key = f"router/{one.modality}/{one.layer}"
-            counts = tally(one.plan).double()
+            counts = tally(one.plan)
+            counts = counts.to(wide_dtype(counts.device))
             self.tallies[key] = self.tallies[key] + counts if key in self.tallies else counts
 
     def summary(self) -> dict[str, float]:
-        """The figures of every sparse layer over all ranks: `router/<modality>/<layer>/{busiest,dead,dropped,entropy}`."""
+        """Figures of every sparse layer over all ranks: `router/<modality>/<layer>/{busiest,dead,dropped,entropy}`."""
         figures: dict[str, float] = {}
         for key in sorted(self.tallies):
             health = health_of(all_sum(self.tallies[key]))

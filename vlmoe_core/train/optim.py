@@ -14,8 +14,8 @@ UNDECAYED = ("bias", "q_bias", "v_bias", "position", "cls", "mask", "kind", "sca
 def is_decayed(module: nn.Module, name: str) -> bool:
     """Whether a module's own parameter is a weight matrix or a word embedding, which decay.
 
-    Norms, biases, positions, layer scales and the embeddings of [CLS], mask and kind do not (BEiT), whatever their shape:
-    the fused biases of experts are biases.
+    Norms, biases, positions, layer scales and the embeddings of [CLS], mask and kind do not (BEiT), whatever their
+    shape: the fused biases of experts are biases.
     """
     return not isinstance(module, NORMS) and name not in UNDECAYED
 

@@ -1,7 +1,8 @@
 """Processes, devices and precision: everything that Accelerate and torch.distributed do for a run."""
 
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -9,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
-from vlmoe_core.errors import RecipeError
+from vlmoe_core.errors import DataError, RecipeError, TrainError, VlmoeError
 from vlmoe_core.moe.experts import Experts
 from vlmoe_core.train.config import TrainConfig
 
@@ -18,19 +19,30 @@ LOW_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build_accelerator(config: TrainConfig, num_micro: int, project_dir: str) -> Accelerator:
-    """The process's place in the run. Raises RecipeError where the recipe does not fit the machine."""
+    """The process's place in the run, alone or as torchrun and Accelerate's launcher started it.
+
+    Raises:
+        RecipeError: the recipe does not fit the machine or the number of processes.
+        TrainError: the processes that were started did not find each other.
+    """
     if config.precision == "fp16" and not torch.cuda.is_available():
         raise RecipeError("train.precision is fp16, which needs a GPU; use bf16 or fp32 on this machine")
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     accelerator = Accelerator(
+        cpu=_meets_on_cpu(),
         mixed_precision=PRECISIONS[config.precision],
         log_with=list(config.trackers) or None,
         project_dir=project_dir,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     ranks = accelerator.num_processes
+    if ranks != started_processes():
+        raise TrainError(
+            f"{started_processes()} processes were started (WORLD_SIZE), but each would train alone: Accelerate found "
+            "no way for them to talk; start them with torchrun or accelerate launch"
+        )
     if num_micro % ranks:
         fits = [n for n in range(1, num_micro + 1) if num_micro % n == 0]
         raise RecipeError(
@@ -40,11 +52,29 @@ def build_accelerator(config: TrainConfig, num_micro: int, project_dir: str) -> 
     return accelerator
 
 
+def started_processes(variable: str = "WORLD_SIZE") -> int:
+    """Processes that a launcher started: in all, or on this machine (LOCAL_WORLD_SIZE). 1 without a launcher."""
+    return int(os.environ.get(variable, "1"))
+
+
+def _meets_on_cpu() -> bool:
+    """Whether Accelerate must be told to use the CPU.
+
+    Without that it finds no backend for several processes on a machine without a GPU, or on Apple's, and each of them
+    would train alone (Accelerate 1.15).
+    """
+    device = torch.accelerator.current_accelerator(check_available=True)
+    return device is None or (device.type == "mps" and started_processes() > 1)
+
+
 def wrap(
     accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The model as every rank trains it (DistributedDataParallel where there are several), and its optimiser."""
-    model, optimizer = accelerator.prepare(model, optimizer)
+    with warnings.catch_warnings():
+        # torch 2.13 renames `broadcast_buffers`; Accelerate 1.15 does not know the new name.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+        model, optimizer = accelerator.prepare(model, optimizer)
     return model, optimizer
 
 
@@ -62,17 +92,48 @@ def refresh_expert_copies(model: nn.Module) -> None:
             module.refresh_copies()
 
 
+def several_ranks() -> bool:
+    """Whether this process is one of several that train together."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def all_sum(tensor: Tensor) -> Tensor:
-    """The sum of a tensor over all ranks."""
-    if dist.is_available() and dist.is_initialized():
+    """The sum of a tensor over all ranks, in place."""
+    if several_ranks():
         dist.all_reduce(tensor)
     return tensor
 
 
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """The dtype for sums and counts: float64, save on Apple's GPUs, which have none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def gather_messages(message: str | None) -> Sequence[str]:
     """The messages of all ranks that have one."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if not several_ranks():
         return [message] if message else []
     messages: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(messages, message)
     return [m for m in messages if m]
+
+
+def refuse_broken(broken: Sequence[str]) -> None:
+    """Raise DataError, the same on every rank, if any rank met a broken example; all ranks call it."""
+    found = gather_messages(broken[0] if broken else None)
+    if found:
+        raise DataError(f"{found[0]}; mend it, or set data.on_error=skip to leave its place empty")
+
+
+def on_main(work: Callable[[], None]) -> None:
+    """Do something on rank 0 while the others wait. An error that a user can mend is raised on every rank."""
+    error: list[VlmoeError | None] = [None]
+    if not several_ranks() or dist.get_rank() == 0:
+        try:
+            work()
+        except VlmoeError as caught:
+            error = [caught]
+    if several_ranks():
+        dist.broadcast_object_list(error)
+    if error[0] is not None:
+        raise error[0]

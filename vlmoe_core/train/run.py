@@ -1,7 +1,8 @@
 """A pretraining run, from its recipe to its last checkpoint."""
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -11,11 +12,14 @@ from vlmoe_core.checkpoint.metrics import metrics_offset
 from vlmoe_core.checkpoint.restore import named_optimizer_state
 from vlmoe_core.checkpoint.write import write_checkpoint
 from vlmoe_core.data.config import STREAMS
+from vlmoe_core.data.loader import MicroBatch
+from vlmoe_core.errors import TrainError
 from vlmoe_core.recipe.load import LoadedRecipe, dump_recipe
 from vlmoe_core.train.evaluate import evaluate, unigram_baseline
 from vlmoe_core.train.health import RouterHealth, dead_experts
 from vlmoe_core.train.interrupt import Interrupt
 from vlmoe_core.train.metrics import MetricsLog
+from vlmoe_core.train.parallel import on_main, refuse_broken
 from vlmoe_core.train.reporter import Reporter
 from vlmoe_core.train.session import RunOptions, Session, open_session
 from vlmoe_core.train.step import Stepper, StepResult
@@ -36,7 +40,7 @@ class Outcome:
     seconds: float
     """Duration of this part of the run."""
     broken: int
-    """Training examples that were skipped as broken, on this rank."""
+    """Training examples that were skipped as broken in this part of the run."""
     is_main: bool
     """This is rank 0."""
 
@@ -54,9 +58,11 @@ def pretrain(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) -> O
     """
     start = time.monotonic()
     session = open_session(loaded, options, reporter)
-    with Interrupt() as interrupt:
-        broken = Trainer(session, reporter).fit(interrupt)
-    session.accelerator.end_training()
+    try:
+        with Interrupt() as interrupt:
+            broken = Trainer(session, reporter).fit(interrupt)
+    finally:
+        session.accelerator.end_training()
     state, steps = session.state, loaded.recipe.train.steps
     seconds = time.monotonic() - start
     is_main = session.accelerator.is_main_process
@@ -71,12 +77,18 @@ class Trainer:
         self.reporter = reporter if session.accelerator.is_main_process else Reporter()
         self.metrics = MetricsLog(session.folder.metrics, session.accelerator)
         self.stepper = Stepper(
-            session.accelerator, session.model, session.optimizer, self.recipe.optim, self.recipe.train.steps, self.recipe.seed
+            session.accelerator,
+            session.model,
+            session.optimizer,
+            self.recipe.optim,
+            self.recipe.train.steps,
+            self.recipe.seed,
+            self.recipe.data.on_error,
         )
         self.alarmed: dict[str, int] = {}
 
     def fit(self, interrupt: Interrupt) -> int:
-        """Train from the session's step to the last. Returns the number of broken examples on this rank."""
+        """Train from the session's step to the last. Returns the number of broken examples that it met."""
         session, train = self.session, self.recipe.train
         session.accelerator.init_trackers("vlmoe", config={"recipe": session.name})
         parameters = sum(p.numel() for p in session.objective.parameters())
@@ -89,7 +101,7 @@ class Trainer:
         for step in range(session.state.step, train.steps):
             logs = (step + 1) % train.log_every == 0 or step == 0
             health = RouterHealth() if logs else None
-            result = self.stepper(step, list(islice(micros, per_step)), health, stop=interrupt.received is not None)
+            result = self.stepper(step, list(islice(micros, per_step)), health, lambda: interrupt.received is not None)
             broken += result.broken
             session.state = replace(session.state, step=step + 1, positions=self._positions(step + 1))
             if health is not None:
@@ -97,7 +109,7 @@ class Trainer:
             self.reporter.advanced(step + 1)
             improved = self._is_due(train.eval_every) and self._evaluate()
             if improved or result.stop or self._is_due(train.save_every):
-                self._save()
+                on_main(self._save)
             if result.stop:
                 break
         return broken
@@ -110,8 +122,8 @@ class Trainer:
 
     def _log(self, result: StepResult, health: Mapping[str, float], rate: float) -> None:
         losses = {_metric_name(name): value for name, value in result.losses.items()}
-        record = {"samples_per_s": rate, "lr": result.lr, "grad_norm": result.grad_norm, **losses, **health}
-        self._write("train", record)
+        norm = {} if result.grad_norm is None else {"grad_norm": result.grad_norm}
+        self._write("train", {"samples_per_s": rate, "lr": result.lr, **norm, **losses, **health})
         dead = dead_experts(health)
         for layer, number in dead.items():
             if number > self.alarmed.get(layer, 0):
@@ -119,14 +131,24 @@ class Trainer:
         self.alarmed = dead
 
     def _evaluate(self, with_baseline: bool = False) -> bool:
-        """Write a line of held-out metrics. Returns whether the loss is the best so far."""
+        """Write a line of held-out metrics. Returns whether the loss is the best so far.
+
+        Raises:
+            DataError: a held-out example is broken and `data.on_error` is `raise`.
+            TrainError: a held-out loss is not finite.
+        """
         session = self.session
         if not session.eval_data.streams:
             return False
         device = session.accelerator.device
-        record = evaluate(session.objective, session.eval_micros(), device)
+        broken: list[str] = []
+        record = evaluate(session.objective, _noting(session.eval_micros(), broken), device)
         if with_baseline:
-            record |= unigram_baseline(session.objective, session.baseline_micros(), session.eval_micros(), device)
+            train = _noting(session.baseline_micros(), broken)
+            record |= unigram_baseline(session.objective, train, session.eval_micros(), device)
+        if self.recipe.data.on_error == "raise":
+            refuse_broken(broken)
+        _check_finite(record, session.state.step)
         self._write("eval", record)
         score, best = record["loss/total"], session.state.best_score
         if best is not None and score >= best:
@@ -135,32 +157,30 @@ class Trainer:
         return session.state.step > 0
 
     def _write(self, split: str, record: Mapping[str, float]) -> None:
-        line = {"step": self.session.state.step, "split": split, "time": time.time(), **record}
+        line: dict[str, float | str] = {"step": self.session.state.step, "split": split, "time": time.time(), **record}
         if self.session.accelerator.is_main_process:
             self.metrics.write(line)
             (self.reporter.stepped if split == "train" else self.reporter.evaluated)(line)
 
     def _save(self) -> None:
-        """Write a checkpoint on rank 0; the others wait for it."""
+        """Write a checkpoint and remove those that are no longer kept. Rank 0 does so while the others wait."""
         session = self.session
-        if session.accelerator.is_main_process:
-            scaler = session.accelerator.scaler
-            session.state = replace(
-                session.state,
-                metrics_offset=metrics_offset(session.folder.metrics),
-                scaler=scaler.state_dict() if scaler is not None else None,
-            )
-            path = write_checkpoint(
-                session.folder.path,
-                session.objective.state_dict(),
-                named_optimizer_state(session.optimizer, session.objective.named_parameters()),
-                session.state,
-                dump_recipe(self.recipe),
-                session.folder.tokenizers,
-            )
-            prune(session.folder.path, self.recipe.train.keep_last, session.state.best_step)
-            self.reporter.saved(path)
-        session.accelerator.wait_for_everyone()
+        scaler = session.accelerator.scaler
+        state = replace(
+            session.state,
+            metrics_offset=metrics_offset(session.folder.metrics),
+            scaler=scaler.state_dict() if scaler is not None else None,
+        )
+        path = write_checkpoint(
+            session.folder.path,
+            session.objective.state_dict(),
+            named_optimizer_state(session.optimizer, session.objective.named_parameters()),
+            state,
+            dump_recipe(self.recipe),
+            session.folder.tokenizers,
+        )
+        prune(session.folder.path, self.recipe.train.keep_last, state.best_step)
+        self.reporter.saved(path)
 
 
 class Pace:
@@ -175,6 +195,22 @@ class Pace:
         rate = (step - self.step) * self.examples_per_step / max(1e-9, now - self.time)
         self.step, self.time = step, now
         return rate
+
+
+def _noting(micros: Iterable[MicroBatch], broken: list[str]) -> Iterator[MicroBatch]:
+    """The same micro-batches; adds the messages of their broken examples to `broken`."""
+    for micro in micros:
+        broken.extend(micro.broken)
+        yield micro
+
+
+def _check_finite(record: Mapping[str, float], step: int) -> None:
+    """Raises TrainError if a held-out loss is not finite."""
+    wrong = [name.removeprefix("loss/") for name, value in record.items() if not math.isfinite(value)]
+    if wrong:
+        raise TrainError(
+            f"step {step}: the held-out loss is not finite in {', '.join(wrong)}; no checkpoint was written"
+        )
 
 
 def _metric_name(part: str) -> str:

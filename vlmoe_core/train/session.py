@@ -14,15 +14,22 @@ from vlmoe_core.checkpoint.metrics import cut_metrics
 from vlmoe_core.checkpoint.read import Checkpoint, read_checkpoint, read_latest
 from vlmoe_core.checkpoint.restore import load_model_state, load_named_optimizer_state
 from vlmoe_core.checkpoint.state import RunState
-from vlmoe_core.data.loader import MicroBatch, MicroBatches, load
+from vlmoe_core.data.loader import MicroBatch, MicroBatches, load_all
 from vlmoe_core.errors import UsageError
 from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.recipe.load import LoadedRecipe, dump_recipe
 from vlmoe_core.train.build import build_dataset, build_objective
 from vlmoe_core.train.fitting import obtain_tokenizers
-from vlmoe_core.train.folder import RunFolder, check_same_recipe, start_folder
+from vlmoe_core.train.folder import RunFolder, check_same_recipe, start_folder, write_environment
 from vlmoe_core.train.optim import build_optimizer
-from vlmoe_core.train.parallel import build_accelerator, hold_expert_copies, refresh_expert_copies, wrap
+from vlmoe_core.train.parallel import (
+    build_accelerator,
+    hold_expert_copies,
+    on_main,
+    refresh_expert_copies,
+    started_processes,
+    wrap,
+)
 from vlmoe_core.train.reporter import Reporter
 
 BASELINE_EXAMPLES = 4
@@ -78,7 +85,8 @@ class Session:
 
     def _load(self, data: MicroBatches, first: int, last: int) -> Iterator[MicroBatch]:
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        return load(data, range(first + rank, last, ranks), self.recipe.data, self.accelerator.num_processes)
+        here = started_processes("LOCAL_WORLD_SIZE")
+        return load_all(data, range(first + rank, last, ranks), self.recipe.data, here)
 
 
 def open_session(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) -> Session:
@@ -91,11 +99,9 @@ def open_session(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) 
     recipe = loaded.recipe
     path, checkpoint = _where(loaded, options)
     accelerator = build_accelerator(recipe.train, recipe.batch.num_micro, str(path))
-    if accelerator.is_main_process:
-        _prepare_folder(path, recipe, options, checkpoint)
-    accelerator.wait_for_everyone()
+    on_main(lambda: _prepare_folder(path, recipe, options, checkpoint))
     folder = RunFolder(path)
-    tokenizers = obtain_tokenizers(recipe, folder.tokenizers, accelerator, reporter)
+    tokenizers = obtain_tokenizers(recipe, folder.tokenizers, reporter)
     objective = build_objective(recipe, tokenizers.visual)
     optimizer = build_optimizer(objective, recipe.optim)
     if checkpoint is not None:
@@ -109,9 +115,7 @@ def open_session(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) 
         accelerator.scaler.load_state_dict(dict(state.scaler))
     train_data = build_dataset(recipe, recipe.data.train, tokenizers, training=True)
     eval_data = build_dataset(recipe, recipe.data.eval, tokenizers, training=False)
-    return Session(
-        recipe, loaded.name, folder, accelerator, objective, model, prepared, train_data, eval_data, state
-    )
+    return Session(recipe, loaded.name, folder, accelerator, objective, model, prepared, train_data, eval_data, state)
 
 
 def _where(loaded: LoadedRecipe, options: RunOptions) -> tuple[Path, Checkpoint | None]:
@@ -125,10 +129,19 @@ def _where(loaded: LoadedRecipe, options: RunOptions) -> tuple[Path, Checkpoint 
     if options.resume == "auto":
         return chosen or default, read_latest(chosen or default)
     step = resolve(Path(options.resume))
-    run = step.parent.parent
+    run = _run_of(step)
+    if not RunFolder(run).holds_run:
+        raise UsageError(
+            f"{step} does not lie in a run folder (RUN/checkpoints/{step.name}), so no run can go on from it"
+        )
     if options.out is not None and options.out.resolve() != run.resolve():
         raise UsageError(f"--resume {options.resume} goes on in {run}, not in --out {options.out}; leave --out away")
     return run, read_checkpoint(step, verify="sha256")
+
+
+def _run_of(step: Path) -> Path:
+    """The run folder of a checkpoint folder, relative where that was."""
+    return step.parent.parent if len(step.parts) > 2 else step.resolve().parent.parent
 
 
 def _prepare_folder(path: Path, recipe: Recipe, options: RunOptions, checkpoint: Checkpoint | None) -> None:
@@ -136,7 +149,8 @@ def _prepare_folder(path: Path, recipe: Recipe, options: RunOptions, checkpoint:
     folder = RunFolder(path)
     if options.resume is None or not folder.holds_run:
         start_folder(path, dump_recipe(recipe), options.overwrite)
-        return
-    check_same_recipe(folder, recipe)
-    cut_metrics(folder.metrics, checkpoint.state.metrics_offset if checkpoint else 0)
-    discard_after(path, checkpoint.state.step if checkpoint else 0)
+    else:
+        check_same_recipe(folder, recipe)
+        cut_metrics(folder.metrics, checkpoint.state.metrics_offset if checkpoint else 0)
+        discard_after(path, checkpoint.state.step if checkpoint else 0)
+    write_environment(folder)

@@ -2,8 +2,9 @@
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -16,7 +17,7 @@ from vlmoe_core.objectives.loss import Loss
 from vlmoe_core.train.config import OptimConfig
 from vlmoe_core.train.health import RouterHealth
 from vlmoe_core.train.optim import learning_rate
-from vlmoe_core.train.parallel import all_sum, gather_messages, refresh_expert_copies
+from vlmoe_core.train.parallel import all_sum, gather_messages, refresh_expert_copies, refuse_broken, wide_dtype
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,12 @@ class StepResult:
 
     losses: Mapping[str, float]
     """Mean of each part, and `total`, the weighted sum that was minimised."""
-    grad_norm: float
-    """Global norm of the gradient before clipping."""
+    grad_norm: float | None
+    """Global norm of the gradient before clipping; null: it overflowed in fp16, and the scaler skipped the update."""
     lr: float
     """Learning rate of the step."""
     broken: int
-    """Examples of the step that were skipped, on this rank."""
+    """Examples of the step that were skipped as broken."""
     stop: bool
     """Some rank was asked to stop."""
 
@@ -45,6 +46,7 @@ class Stepper:
         config: schedule and clipping.
         steps: length of the run.
         seed: the recipe's seed; noise draws from (seed, step, number of the micro-batch).
+        on_error: raise: a broken example ends the run; skip: its place stays empty.
     """
 
     def __init__(
@@ -55,12 +57,17 @@ class Stepper:
         config: OptimConfig,
         steps: int,
         seed: int,
+        on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
-        self.config, self.steps, self.seed = config, steps, seed
+        self.config, self.steps, self.seed, self.on_error = config, steps, seed, on_error
 
     def __call__(
-        self, step: int, micros: Sequence[MicroBatch], health: RouterHealth | None = None, stop: bool = False
+        self,
+        step: int,
+        micros: Sequence[MicroBatch],
+        health: RouterHealth | None = None,
+        must_stop: Callable[[], bool] = lambda: False,
     ) -> StepResult:
         """Take the 0-based step `step` on this rank's micro-batches.
 
@@ -68,13 +75,16 @@ class Stepper:
             step: 0-based.
             micros: this rank's micro-batches of the step, on any device.
             health: collects the plans, if given.
-            stop: this rank was asked to stop; told to all ranks.
+            must_stop: whether this rank was asked to stop; asked when the losses are known, and told to all ranks.
 
         Raises:
-            TrainError: a loss or the gradient is not finite; no weight was changed.
+            DataError: some rank met a broken example and `on_error` is `raise`.
+            TrainError: a loss or the gradient is not finite. No weight was changed, in either case.
         """
         micros = [self._on_device(micro) for micro in micros]
-        counts, stopping = self._global_counts(micros, stop)
+        counts, broken = self._global_counts(micros)
+        if broken and self.on_error == "raise":
+            refuse_broken([message for micro in micros for message in micro.broken])
         lr = self._set_learning_rate(step)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -82,23 +92,29 @@ class Stepper:
             self._backward(step, micro, counts, health, last=number == len(micros) - 1)
             for number, micro in enumerate(micros)
         ]
-        losses = self._reduce(step, micros, sums, counts)
+        losses, stop = self._reduce(step, micros, sums, counts, must_stop())
         grad_norm = self._update(step)
-        return StepResult(losses, grad_norm, lr, sum(len(m.broken) for m in micros), stopping)
+        return StepResult(losses, grad_norm, lr, broken, stop)
 
     def _on_device(self, micro: MicroBatch) -> MicroBatch:
         device = self.accelerator.device
         return MicroBatch(micro.number, {s: b.to(device) for s, b in micro.batches.items()}, micro.broken)
 
-    def _global_counts(self, micros: Sequence[MicroBatch], stop: bool) -> tuple[dict[str, float], bool]:
-        """Counts of every part over all micro-batches and ranks, and whether any rank wants to stop."""
+    def _global_counts(self, micros: Sequence[MicroBatch]) -> tuple[dict[str, float], int]:
+        """Counts of every part and number of broken examples, over all micro-batches and ranks."""
         objective = self.accelerator.unwrap_model(self.model)
         local = [objective.counts(micro.batches) for micro in micros]
         names = list(local[0])
         totals = [float(sum(counts[name] for counts in local)) for name in names]
-        summed = all_sum(torch.tensor([*totals, float(stop)], dtype=torch.float64, device=self.accelerator.device))
-        *values, stopping = summed.tolist()
-        return dict(zip(names, values, strict=True)), stopping > 0
+        *values, broken = self._sum([*totals, float(sum(len(micro.broken) for micro in micros))])
+        return dict(zip(names, values, strict=True)), int(broken)
+
+    def _sum(self, numbers: Sequence[float | Tensor]) -> list[float]:
+        """Numbers summed over all ranks."""
+        device = self.accelerator.device
+        wide = [torch.as_tensor(number, dtype=wide_dtype(device), device=device) for number in numbers]
+        total: list[float] = all_sum(torch.stack(wide)).tolist()
+        return total
 
     def _set_learning_rate(self, step: int) -> float:
         lr = learning_rate(step, self.steps, self.config)
@@ -121,26 +137,37 @@ class Stepper:
         return loss.detached()
 
     def _reduce(
-        self, step: int, micros: Sequence[MicroBatch], losses: Sequence[Loss], counts: Mapping[str, float]
-    ) -> dict[str, float]:
-        """Means over all ranks. Raises TrainError, on every rank, if one is not finite."""
-        sums = {name: torch.stack([loss.parts[name].sum for loss in losses]).sum() for name in losses[0].parts}
-        values = all_sum(torch.stack(list(sums.values())).double()).tolist()
-        means = {name: v / counts[name] for name, v in zip(sums, values, strict=True) if counts[name]}
-        means["total"] = sum(losses[0].parts[name].weight * mean for name, mean in means.items())
-        if not math.isfinite(means["total"]):
-            found = gather_messages(_culprits(micros, losses))
-            raise TrainError(f"step {step + 1}: the loss is not finite in {'; '.join(found)}; nothing was updated")
-        return means
+        self,
+        step: int,
+        micros: Sequence[MicroBatch],
+        losses: Sequence[Loss],
+        counts: Mapping[str, float],
+        stop: bool,
+    ) -> tuple[dict[str, float], bool]:
+        """Means over all ranks, and whether some rank must stop.
 
-    def _update(self, step: int) -> float:
+        Raises TrainError, on every rank, if one of the means is not finite.
+        """
+        parts = losses[0].parts
+        sums = {name: torch.stack([loss.parts[name].sum for loss in losses]).sum() for name in parts}
+        *values, stopping = self._sum([*sums.values(), float(stop)])
+        means = {name: v / counts[name] for name, v in zip(sums, values, strict=True) if counts[name]}
+        means["total"] = sum(parts[name].weight * mean for name, mean in means.items())
+        if not math.isfinite(means["total"]):
+            found = gather_messages(_culprits(micros, losses)) or ["the sum of all parts"]
+            raise TrainError(f"step {step + 1}: the loss is not finite in {'; '.join(found)}; nothing was updated")
+        return means, stopping > 0
+
+    def _update(self, step: int) -> float | None:
+        """Clip and update; the norm before clipping, or null where the scaler met an overflow and skips the update."""
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm or math.inf)
         grad_norm = float(norm)
-        if not math.isfinite(grad_norm) and self.accelerator.scaler is None:
+        finite = math.isfinite(grad_norm)
+        if not finite and self.accelerator.scaler is None:
             raise TrainError(f"step {step + 1}: the gradient is not finite although the loss is; nothing was updated")
         self.optimizer.step()
         refresh_expert_copies(self.model)
-        return grad_norm
+        return grad_norm if finite else None
 
 
 def _culprits(micros: Sequence[MicroBatch], losses: Sequence[Loss]) -> str | None:
@@ -153,8 +180,6 @@ def _culprits(micros: Sequence[MicroBatch], losses: Sequence[Loss]) -> str | Non
                 places = [f"{s} stream, positions {_span(b.positions)}" for s, b in batches.items()]
                 found.append(f"{name} ({'; '.join(places)})")
     return "; ".join(found) or None
-
-
 
 
 def _span(positions: Tensor) -> str:

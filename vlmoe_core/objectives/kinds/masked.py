@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from vlmoe_core.config import Config as BaseConfig
 from vlmoe_core.data.batch import Batch
 from vlmoe_core.data.config import StreamName
+from vlmoe_core.errors import TokenizerError
 from vlmoe_core.model.block import Routed
 from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.model.encoder import Encoded, Encoder
@@ -81,7 +82,12 @@ class MaskedModelling(nn.Module):
         self.visual = visual
 
     def forward(self, batches: Mapping[StreamName, Batch]) -> Loss:
-        """The losses of one micro-batch; a stream that is absent or empty adds nothing but touches its parameters."""
+        """The losses of one micro-batch; an empty stream adds 0 and gives its parameters zero gradients.
+
+        A stream that is absent leaves its parameters without gradient: several ranks need all three.
+
+        Raises TokenizerError where patches are hidden and there is no visual tokenizer.
+        """
         parts: dict[str, Part] = {}
         routed: list[tuple[StreamName, Routed]] = []
         for stream, batch in batches.items():
@@ -138,8 +144,10 @@ class MaskedModelling(nn.Module):
     def _codes(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(places among all patches, codes) of the hidden patches."""
         places = torch.nonzero_static(batch.patch_mask_IP.flatten(), size=batch.num_masked_patches)[:, 0]
-        if self.visual is None or batch.num_images == 0:
+        if batch.num_masked_patches == 0:
             return places, places
+        if self.visual is None:
+            raise TokenizerError("hidden patches can't be predicted without a visual tokenizer; load or fit one")
         return places, self.visual.encode(batch.pixels_ICHW).flatten().index_select(0, places)
 
     def _balance(self, routed: list[tuple[StreamName, Routed]]) -> dict[str, Part]:
@@ -176,8 +184,6 @@ def _word_targets(batch: Batch) -> tuple[Tensor, Tensor]:
 
 def _num_tokens(batch: Batch, modality: str) -> int:
     return batch.num_images if modality == "vision" else batch.text_ids_T.shape[0]
-
-
 
 
 build = MaskedModelling

@@ -1,0 +1,90 @@
+"""Predicting the gaps of a text and of a picture."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vlmoe_core.analysis.masked import GAP, VEIL, fill_gaps
+from vlmoe_core.data.scenes.draw import draw
+from vlmoe_core.data.scenes.world import make_scene
+from vlmoe_core.errors import DataError, UsageError
+from vlmoe_core.train.trained import Trained
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "scene.png"
+    draw(make_scene("eval", 0, 3), 16).save(path)
+    return path
+
+
+def test_each_mask_gets_the_most_probable_words_first(trained: Trained) -> None:
+    filled = fill_gaps(trained, None, "a red [MASK] left of a [MASK]", top=4, seed=0)
+    assert [gap.place for gap in filled.gaps] == [0, 1]
+    assert filled.picture is None and filled.hidden == 0
+    encoder = trained.tokenizers.text
+    for gap in filled.gaps:
+        probabilities = [p for _, p in gap.words]
+        assert len(gap.words) == 4 and probabilities == sorted(probabilities, reverse=True)
+        assert all(encoder.token_to_id(word) in encoder.word_ids for word, _ in gap.words)
+
+
+def test_the_text_is_seen_with_the_picture(trained: Trained, picture: Path) -> None:
+    alone = fill_gaps(trained, None, "a red [MASK]", top=3, seed=0)
+    with_picture = fill_gaps(trained, picture, "a red [MASK]", top=3, seed=0)
+    assert alone.gaps[0].words != with_picture.gaps[0].words
+
+
+def test_the_picture_shows_what_is_seen_hidden_and_filled(trained: Trained, picture: Path) -> None:
+    filled = fill_gaps(trained, picture, None, top=1, seed=1)
+    assert filled.picture is not None
+    shown = np.asarray(filled.picture)
+    width = (shown.shape[1] - GAP) // 3 - GAP
+    seen, hidden, full = (shown[GAP : GAP + width, GAP + i * (width + GAP) :][:, :width] for i in range(3))
+    veiled = (hidden == VEIL).all(-1)
+    share = filled.hidden / trained.recipe.model.num_patches
+    assert share == pytest.approx(round(0.4 * 16) / 16)
+    assert veiled.mean() == pytest.approx(share)
+    assert (seen[~veiled] == hidden[~veiled]).all() and (seen[~veiled] == full[~veiled]).all()
+    assert (full[veiled] != VEIL).any()
+
+
+def test_the_same_seed_hides_the_same_patches(trained: Trained, picture: Path) -> None:
+    pictures = [fill_gaps(trained, picture, None, top=1, seed=s).picture for s in (1, 1, 2)]
+    first, again, other = (np.asarray(p) for p in pictures)
+    assert (first == again).all() and (first != other).any()
+
+
+def test_loading_gives_the_trained_weights(trained: Trained, run_folder: Path) -> None:
+    assert trained.step == 2 and not trained.objective.training
+    fresh = trained.objective.state_dict()
+    from vlmoe_core.checkpoint.read import read_checkpoint
+
+    stored = read_checkpoint(trained.path).model
+    assert all(torch.equal(fresh[name], stored[name]) for name in fresh)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [(None, "nothing to predict"), ("word " * 50 + "[MASK]", "shorten it")]
+)
+def test_what_can_not_be_predicted_is_refused(trained: Trained, text: str | None, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        fill_gaps(trained, None, text, top=1, seed=0)
+
+
+def test_a_broken_picture_is_named(trained: Trained, tmp_path: Path) -> None:
+    path = tmp_path / "broken.png"
+    path.write_text("no picture")
+    with pytest.raises(DataError, match=r"broken\.png"):
+        fill_gaps(trained, path, None, top=1, seed=0)
+    with pytest.raises(DataError, match="can't be read"):
+        fill_gaps(trained, tmp_path / "absent.png", None, top=1, seed=0)
+
+
+def test_a_gray_picture_of_another_size_is_taken(trained: Trained, tmp_path: Path) -> None:
+    path = tmp_path / "gray.png"
+    Image.new("L", (50, 30), 90).save(path)
+    assert fill_gaps(trained, path, None, top=1, seed=0).hidden == 6

@@ -1,0 +1,69 @@
+"""`vlmoe validate`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vlmoe_cli.main import main
+
+RECIPE = """
+model: {layers: 1, dim: 16, heads: 2, hidden: 16, vl_layers: 1, patch_size: 8, image_size: 16, max_text_length: 24}
+tokenizers: {text: {vocab_size: 100}, visual: {codebook_size: 8}}
+data:
+  max_text: {text: 24, pair: 24}
+  train: {pair: [{source: scenes, size: 20, image_size: 16}]}
+objective: {name: masked}
+batch: {size: {pair: 4}, micro: {pair: 2}}
+train: {steps: 5}
+"""
+
+
+@pytest.fixture(autouse=True)
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VLMOE_CACHE", str(tmp_path / "cache"))
+    Path("my.yaml").write_text(RECIPE)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object, str, str]:
+    with pytest.raises(SystemExit) as end:
+        main(["validate", *arguments])
+    out, err = capsys.readouterr()
+    return end.value.code, out, err
+
+
+def test_a_line_for_each_check(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "my.yaml")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "ok           recipe: my, 5 steps of 4 pair examples (micro-batches: 2)"
+    assert "ok           data.train.pair: scenes size=20 image_size=16: 20 examples" in lines
+    assert {line[:13] for line in lines} == {"ok           ", "not checked  "}
+
+
+def test_one_document_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "my.yaml", "--no-data", "--json")
+    assert (code, err) == (0, "")
+    document = json.loads(out)
+    assert document["recipe"] == "my" and document["data_read"] is False
+    states = {check["name"]: check["state"] for check in document["checks"]}
+    assert states["step"] == "ok" and states["data and tokenizers"] == "not checked"
+    model = next(check for check in document["checks"] if check["name"] == "model")
+    assert model["parameters"] == model["active_parameters"] > 1000
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "message"),
+    [
+        ("model.heads=3", 2, "must divide dim (16)"),
+        ("data.train.pair.0={source: jsonl, path: a.jsonl}", 1, "error: nothing matches 'a.jsonl'"),
+        ("tokenizers.text.load=./a.json", 1, "error: text tokenizer ./a.json is not there"),
+        ("tokenizers.visual.load=absent", 1, "is not there; give a folder"),
+    ],
+)
+def test_what_is_wrong_is_one_message(
+    capsys: pytest.CaptureFixture[str], override: str, code: int, message: str
+) -> None:
+    found, _, err = run(capsys, "my.yaml", "--set", override)
+    assert found == code and message in err and len(err.splitlines()) == 1

@@ -1,0 +1,24 @@
+"""What holds for every test: uninitialised memory shows itself, and skips are printed and checked."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch.utils import deterministic
+
+from tests.skips import EXPECTED_FILE, SkipReport, read_reasons
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(SkipReport(read_reasons(EXPECTED_FILE.read_text("utf-8"))), "skips")
+
+
+@pytest.fixture(autouse=True)
+def _uninitialised_memory_is_nan() -> Iterator[None]:
+    """torch.empty and the like give NaN (integers: the largest), so that a test fails that reads what nobody wrote."""
+    fill, algorithms = deterministic.fill_uninitialized_memory, torch.are_deterministic_algorithms_enabled()
+    deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(algorithms)
+    deterministic.fill_uninitialized_memory = fill

@@ -1,0 +1,72 @@
+"""Small models and random batches for the tests of model and objectives."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from vlmoe_core.data.batch import Batch
+from vlmoe_core.data.collate import collate
+from vlmoe_core.data.config import StreamName
+from vlmoe_core.data.example import Sample
+from vlmoe_core.model.config import ModelConfig
+
+VOCAB, CODES = 50, 30
+
+SPARSE: dict[str, Any] = {
+    "vision": {"num_experts": 4, "layers": [1, 2]},
+    "text": {"num_experts": 3, "layers": [0, 2], "top_k": 2},
+}
+"""Both modalities, a sparse layer below and one in the fused top."""
+
+
+def config_of(**values: Any) -> ModelConfig:
+    """Three blocks, the last one fused; 16 patches."""
+    small = {
+        "layers": 3,
+        "dim": 24,
+        "heads": 3,
+        "hidden": 40,
+        "vl_layers": 1,
+        "patch_size": 4,
+        "image_size": 16,
+        "max_text_length": 24,
+        "drop_path": 0.0,
+    }
+    return ModelConfig.model_validate({**small, **values})
+
+
+def randomise(module: nn.Module, std: float = 0.2) -> None:
+    """Every parameter random, so that none can be left out unseen."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=std)
+
+
+def samples_of(stream: StreamName, lengths: Sequence[int], config: ModelConfig, seed: int = 0) -> list[Sample]:
+    """Random examples, one for each text length; of the image stream their number alone counts."""
+    rng = np.random.default_rng(seed)
+    return [_sample(stream, number, length, config, rng) for number, length in enumerate(lengths)]
+
+
+def _sample(stream: StreamName, number: int, length: int, config: ModelConfig, rng: np.random.Generator) -> Sample:
+    pixels = mask = ids = targets = None
+    if stream != "text":
+        pixels = rng.integers(0, 256, (3, config.image_size, config.image_size), dtype=np.uint8)
+        mask = rng.random(config.num_patches) < 0.4
+    if stream != "image":
+        ids = rng.integers(0, VOCAB, length)
+        targets = np.where(rng.random(length) < 0.4, ids, -1)
+    return Sample(f"{stream}:{number}", number, number, pixels, mask, ids, targets)
+
+
+def batch_of(stream: StreamName, lengths: Sequence[int], config: ModelConfig, seed: int = 0) -> Batch:
+    """The batch of `samples_of`."""
+    return collate_of(stream, samples_of(stream, lengths, config, seed), config)
+
+
+def collate_of(stream: StreamName, samples: Sequence[Sample], config: ModelConfig) -> Batch:
+    """The batch of samples."""
+    return collate(stream, samples, config.image_size, config.num_patches)

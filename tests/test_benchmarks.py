@@ -1,0 +1,137 @@
+"""The benchmarks run in a small form and print what they promise; how fast they are is no test's business."""
+
+import json
+import math
+import sys
+from collections import Counter
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from tests.benchmarks import common, loader, peers, pretrain_step, startup
+from tests.benchmarks.workload import CAPTIONS_OF_LENGTH, caption_lengths, make_batch, make_model, num_tokens
+
+
+def run_quick(module: ModuleType, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """What the module prints with --quick --json."""
+    common.run(module.__doc__, module.measure, ["--quick", "--json"])
+    figures: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert figures["bounds"] == module.BOUNDS
+    assert set(module.BOUNDS) < set(figures)
+    assert all(value > 0 for name, value in figures.items() if name.endswith(("_s", "over_dense", "over_padded")))
+    return figures
+
+
+def test_pretrain_step(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = run_quick(pretrain_step, capsys)
+    # 2 images of 65 tokens, alone and in pairs; texts of 96 and 128 tokens; two captions.
+    assert 4 * 65 + 224 + 2 * 4 <= figures["tokens"] <= 4 * 65 + 224 + 2 * 64
+    assert 0 <= figures["dropped"] < 1
+    assert 0.5 < figures["token_ratio"] < 1
+    assert figures["sparse_over_dense"] == pytest.approx(figures["sparse_step_s"] / figures["dense_step_s"], rel=0.02)
+
+
+def test_the_full_pretrain_step_has_8k_tokens_in_three_streams_and_16_experts() -> None:
+    size = pretrain_step.FULL
+    config = make_model(size.preset, size.experts)
+    batches = pretrain_step._three_streams(size, config)
+    assert set(batches) == {"image", "text", "pair"}
+    assert num_tokens(batches, config) >= 8000
+    assert config.sparse_layers("vision") == config.sparse_layers("text") == (1, 3, 5, 7)
+    assert config.moe.vision is not None
+    assert config.moe.vision.num_experts == 16
+
+
+def test_peers(capsys: pytest.CaptureFixture[str]) -> None:
+    if not peers.available():
+        pytest.skip(peers.ABSENT)
+    figures = run_quick(peers, capsys)
+    assert figures["ours_million_params"] == pytest.approx(figures["torchscale_million_params"], rel=0.1)
+
+
+def test_peers_without_torchscale_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "available", lambda: False)
+    assert peers.measure(quick=True) == {
+        "skipped": "the torchscale package is absent; install it with: pip install --no-deps torchscale fairscale"
+    }
+
+
+def test_torchscale_reads_the_same_words_and_does_not_look_at_padding() -> None:
+    if not peers.available():
+        pytest.skip(peers.ABSENT)
+    config = make_model("tiny", None, image_size=128, patch_size=16, layers=2, vl_layers=1, drop_path=0)
+    batch = make_batch("pair", config, 2, [5, 9], pad_text_to=peers.PADDED)
+    theirs = peers.build_beit3(config).eval()
+    with torch.no_grad():
+        states = peers._forward_beit3(theirs, batch, 2)()
+        theirs.text_embed.weight[0] += 1
+        same = peers._forward_beit3(theirs, batch, 2)()
+    real = 65 + 5
+    assert states.shape == (2, 65 + 64, config.dim)
+    torch.testing.assert_close(states[0, :real], same[0, :real])
+
+
+def test_loader(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = run_quick(loader, capsys)
+    assert 0 <= figures["wait_share"] < 1
+    assert figures["speedup"] == pytest.approx(figures["ours_images_per_s"] / figures["plain_images_per_s"], rel=0.5)
+
+
+def test_startup(capsys: pytest.CaptureFixture[str]) -> None:
+    run_quick(startup, capsys)
+
+
+def test_lines_for_people_and_json_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = {"ratio": 0.123456, "count": 3, "bounds": {"ratio": 1}}
+    common.run("Doc.", lambda quick: figures, [])
+    assert capsys.readouterr().out == "ratio: 0.1235\ncount: 3\nbounds: {'ratio': 1}\n"
+    common.run("Doc.", lambda quick: figures, ["--json"])
+    assert json.loads(capsys.readouterr().out) == {**figures, "ratio": 0.1235}
+
+
+def test_cases_take_turns_and_the_warm_up_is_not_counted() -> None:
+    order: list[str] = []
+    times = common.timings({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeats=3, warmup=2)
+    assert order == ["a", "b"] * 5
+    assert {name: len(taken) for name, taken in times.items()} == {"a": 3, "b": 3}
+
+
+def test_ratio_is_the_median_of_each_repeats_own() -> None:
+    assert common.median_ratio([2.0, 30.0, 3.0], [1.0, 10.0, 2.0]) == 2.0
+
+
+def test_threads_are_put_back() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(KeyError), common.threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        raise KeyError
+    assert torch.get_num_threads() == before
+
+
+def test_padding_adds_tokens_and_nothing_to_predict() -> None:
+    config = make_model("tiny", None, image_size=128, patch_size=16)
+    packed = make_batch("pair", config, 2, [5, 9])
+    padded = make_batch("pair", config, 2, [5, 9], pad_text_to=64)
+    assert (packed.text_ids_T.shape[0], padded.text_ids_T.shape[0]) == (14, 128)
+    assert (packed.num_masked_words, packed.num_masked_patches) == (padded.num_masked_words, padded.num_masked_patches)
+    torch.testing.assert_close(padded.text_ids_T.view(2, 64)[0, :5], packed.text_ids_T[:5])
+
+
+def test_caption_lengths_without_the_file_follow_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setattr(sys.modules["tests.benchmarks.workload"], "SHARED", tmp_path)
+    lengths = caption_lengths(5000)
+    mean = sum(n * c for n, c in CAPTIONS_OF_LENGTH.items()) / sum(CAPTIONS_OF_LENGTH.values())
+    assert sum(lengths) / 5000 == pytest.approx(mean, abs=0.3)
+    assert set(Counter(lengths)) <= set(CAPTIONS_OF_LENGTH)
+
+
+def test_caption_lengths_of_the_file() -> None:
+    from tests.benchmarks.workload import SHARED
+
+    if not SHARED.exists():
+        pytest.skip("../shared is absent")
+    lengths = caption_lengths(300)
+    assert len(lengths) == 300
+    assert math.isclose(sum(lengths) / 300, 14.3, abs_tol=1.0)

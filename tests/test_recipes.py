@@ -1,0 +1,48 @@
+"""Every recipe under recipes/ says what a user has to know, loads, and builds."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlmoe_core.recipe.catalogue import Catalogue, head_comment
+from vlmoe_core.recipe.load import dump_recipe, load_recipe
+from vlmoe_core.train.build import build_objective
+
+CATALOGUE = Catalogue(Path(__file__).parents[1] / "recipes")
+HEAD = ("Command:", "Hardware:", "Time:", "Expected:")
+every_recipe = pytest.mark.parametrize("name", CATALOGUE.names())
+
+
+def test_the_quick_start_is_among_them() -> None:
+    assert "quickstart/pretrain" in CATALOGUE.names()
+
+
+@every_recipe
+def test_head_comment(name: str) -> None:
+    path = CATALOGUE.path(name)
+    assert path is not None
+    head = head_comment(path.read_text("utf-8"))
+    missing = [word for word in HEAD if not any(line.startswith(f"# {word}") for line in head.splitlines())]
+    assert not missing, f"the head comment of {name} lacks {missing}"
+    command = next(line for line in head.splitlines() if line.startswith("# Command:"))
+    assert name in command, f"the command of {name} names another recipe"
+
+
+@every_recipe
+def test_it_loads_and_its_dump_is_equal(name: str, tmp_path: Path) -> None:
+    loaded = load_recipe(name, catalogue=CATALOGUE)
+    assert loaded.name == name
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(dump_recipe(loaded.recipe), "utf-8")
+    assert load_recipe(str(copy)).recipe == loaded.recipe
+
+
+@every_recipe
+def test_it_builds_on_the_meta_device(name: str) -> None:
+    recipe = load_recipe(name, catalogue=CATALOGUE).recipe
+    with torch.device("meta"):
+        objective = build_objective(recipe, None)
+    parameters = list(objective.parameters())
+    assert parameters
+    assert all(parameter.is_meta for parameter in parameters)

@@ -1,0 +1,155 @@
+"""1 process x 4 micro-batches, 2 x 2 and 4 x 1: the same examples, loss and gradient."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.train.support import Child, metrics, on_ranks, pretrain_child, tiny
+from vlmoe_core.data.loader import MicroBatch
+from vlmoe_core.errors import RecipeError
+from vlmoe_core.recipe.load import LoadedRecipe
+from vlmoe_core.train.build import build_dataset, build_objective
+from vlmoe_core.train.fitting import obtain_tokenizers
+from vlmoe_core.train.optim import build_optimizer
+from vlmoe_core.train.parallel import build_accelerator, wrap
+from vlmoe_core.train.reporter import Reporter
+from vlmoe_core.train.step import Stepper
+
+STEPS = 3
+FOUR_MICROS = ("batch.size={image: 8, text: 8, pair: 8}",)
+EXACT = (
+    *FOUR_MICROS,
+    "model.moe.vision.experts=loop",
+    "model.moe.text.experts=loop",
+    "data.augment.image.crop_scale=[1,1]",
+)
+
+
+def float64_steps(loaded: LoadedRecipe, folder: Path) -> dict[str, Any]:
+    """For a child: some steps in float64. Losses and gradients of each, and the positions of this rank's examples."""
+    recipe = loaded.recipe
+    accelerator = build_accelerator(recipe.train, recipe.batch.num_micro, str(folder))
+    tokenizers = obtain_tokenizers(recipe, folder, Reporter())
+    objective = build_objective(recipe, tokenizers.visual).double()
+    model, optimizer = wrap(accelerator, objective, build_optimizer(objective, recipe.optim))
+    stepper = Stepper(accelerator, model, optimizer, recipe.optim, recipe.train.steps, recipe.seed)
+    data = build_dataset(recipe, recipe.data.train, tokenizers, training=True)
+    ranks, rank, per_step = accelerator.num_processes, accelerator.process_index, recipe.batch.num_micro
+    found: dict[str, Any] = {"losses": [], "gradients": [], "positions": [], "kinds": str(accelerator.distributed_type)}
+    for step in range(STEPS):
+        micros = [data[n] for n in range(step * per_step + rank, (step + 1) * per_step, ranks)]
+        result = stepper(step, micros)
+        found["losses"].append(dict(result.losses) | {"norm": result.grad_norm})
+        found["gradients"].append({n: p.grad.clone() for n, p in objective.named_parameters() if p.grad is not None})
+        found["positions"].append([positions_of(m) for m in micros])
+    return found
+
+
+def positions_of(micro: MicroBatch) -> tuple[int, dict[str, list[int]]]:
+    return micro.number, {stream: batch.positions.tolist() for stream, batch in micro.batches.items()}
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+    """What each rank found in float64, by the number of ranks."""
+    folder = tmp_path_factory.mktemp("exact")
+    loaded = tiny(folder, *EXACT)
+    alone = Child(float64_steps, loaded, folder / "tokenizers").answer()
+    several = {ranks: on_ranks(ranks, float64_steps, loaded, folder / "tokenizers") for ranks in (2, 4)}
+    return {1: [alone]} | several
+
+
+def test_all_ranks_together_draw_the_same_examples(exact: dict[int, list[dict[str, Any]]]) -> None:
+    for ranks in (1, 2, 4):
+        for step in range(STEPS):
+            drawn = dict(pair for found in exact[ranks] for pair in found["positions"][step])
+            assert sorted(drawn) == [4 * step + m for m in range(4)]
+            for number, positions in drawn.items():
+                assert positions == {s: [2 * number, 2 * number + 1] for s in ("image", "text", "pair")}
+
+
+def test_several_processes_meet_through_gloo(exact: dict[int, list[dict[str, Any]]]) -> None:
+    assert [exact[ranks][0]["kinds"] for ranks in (1, 2, 4)] == [
+        "DistributedType.NO", "DistributedType.MULTI_CPU", "DistributedType.MULTI_CPU",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_float64_loss_and_gradient_do_not_depend_on_the_ranks(
+    exact: dict[int, list[dict[str, Any]]], ranks: int
+) -> None:
+    expected = exact[1][0]
+    for found in exact[ranks]:
+        for step in range(STEPS):
+            assert found["losses"][step] == pytest.approx(expected["losses"][step], rel=1e-10, abs=1e-10)
+            assert_close(found["gradients"][step], expected["gradients"][step])
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_what_must_be_on_is_on(exact: dict[int, list[dict[str, Any]]]) -> None:
+    """Else the equality above would say nothing of noise, drop path, capacity and balance loss."""
+    losses = exact[1][0]["losses"][0]
+    assert {"mlm", "mim", "vlm_text", "vlm_image", "balance/vision/1", "balance/text/0"} <= losses.keys()
+    assert all(losses[f"balance/{place}"] > 0 for place in ("vision/1", "text/0"))
+    assert all(g.abs().max() > 0 for g in exact[1][0]["gradients"][0].values())
+
+
+LONG = ("train.steps=20", "train.eval_every=20", "train.save_every=20", *FOUR_MICROS)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Run folders of 20 steps in float32 with grouped experts, by the number of ranks."""
+    folder = tmp_path_factory.mktemp("runs")
+    loaded = tiny(folder, *LONG)
+    Child(pretrain_child, loaded, folder / "1").answer()
+    for ranks in (2, 4):
+        answers = on_ranks(ranks, pretrain_child, loaded, folder / str(ranks))
+        assert [answer.step for answer in answers] == [20] * ranks, answers
+        assert [answer.is_main for answer in answers] == [True] + [False] * (ranks - 1)
+    return {ranks: folder / str(ranks) for ranks in (1, 2, 4)}
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_float32_losses_of_20_steps(runs: dict[int, Path], ranks: int) -> None:
+    expected, found = metrics(runs[1]), metrics(runs[ranks])
+    assert len(found) == len(expected) == 22
+    for line, straight in zip(found, expected, strict=True):
+        losses = {k: v for k, v in straight.items() if k.startswith(("loss/", "balance/", "baseline/"))}
+        assert losses.keys() <= line.keys() == straight.keys()
+        assert {k: line[k] for k in losses} == pytest.approx(losses, abs=1e-4)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_held_out_loss_does_not_depend_on_the_ranks(runs: dict[int, Path], ranks: int) -> None:
+    """At step 0 the weights are the same: what differs is who reads which of the two held-out micro-batches."""
+    assert metrics(runs[ranks])[0] == pytest.approx(metrics(runs[1])[0], abs=1e-6)
+
+
+@pytest.mark.parametrize(("first", "then"), [(1, 2), (2, 1)])
+def test_a_run_goes_on_with_another_number_of_processes(
+    tmp_path: Path, runs: dict[int, Path], first: int, then: int
+) -> None:
+    from tests.train.support import Blow
+
+    loaded, run = tiny(tmp_path, *LONG, "train.save_every=3"), tmp_path / "run"
+    stop = Blow("vlmoe_core.train.step:Stepper", "_reduce", 8, before=True, signal=15)
+    outcomes = on_ranks(first, pretrain_child, loaded, run, None, stop)
+    assert [(o.step, o.finished) for o in outcomes] == [(8, False)] * first, outcomes
+    assert [o.step for o in on_ranks(then, pretrain_child, loaded, run, "auto")] == [20] * then
+    for line, straight in zip(metrics(run), metrics(runs[1]), strict=True):
+        assert line["loss/total"] == pytest.approx(straight["loss/total"], abs=1e-4)
+
+
+def test_a_number_of_processes_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    answers = on_ranks(3, pretrain_child, tiny(tmp_path, *FOUR_MICROS), tmp_path / "run")
+    assert [type(answer) for answer in answers] == [RecipeError] * 3
+    assert "can't be dealt to 3 processes; these numbers of processes fit: 1, 2, 4" in str(answers[1])

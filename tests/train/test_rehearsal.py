@@ -1,0 +1,64 @@
+"""The trial step and the shrunken model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.train.support import tiny
+from vlmoe_core.errors import TrainError
+from vlmoe_core.model.config import ModelConfig
+from vlmoe_core.train import rehearsal
+from vlmoe_core.train.rehearsal import count_parameters, shrunken_model, try_step
+from vlmoe_core.train.validate import noise_inputs
+
+LARGE = {
+    "preset": "large",
+    "moe": {"vision": {"num_experts": 64, "top_k": 5}, "text": {"num_experts": 3, "layers": [2]}},
+}
+
+
+def test_a_shrunken_model_keeps_its_structure() -> None:
+    large = ModelConfig.model_validate(LARGE)
+    small = shrunken_model(large)
+    for name in ("layers", "heads", "vl_layers", "patch_size", "image_size", "max_text_length"):
+        assert getattr(small, name) == getattr(large, name)
+    assert (small.dim, small.hidden) == (128, 256)
+    assert small.sparse_layers("vision") == large.sparse_layers("vision") and small.sparse_layers("text") == (2,)
+    assert small.moe.vision is not None and (small.moe.vision.num_experts, small.moe.vision.top_k) == (5, 5)
+    assert small.moe.text is not None and small.moe.text.num_experts == 3
+    assert small.num_params(1000, 100) < 20_000_000 < large.num_params(1000, 100)
+
+
+def test_a_small_model_is_not_made_larger() -> None:
+    config = ModelConfig(layers=1, dim=8, heads=4, hidden=8, vl_layers=0, patch_size=4, image_size=8)
+    assert shrunken_model(config) == config
+
+
+def test_counting_takes_no_memory(tmp_path: Path) -> None:
+    recipe = tiny(tmp_path).recipe
+    found = count_parameters(recipe)
+    assert (found.total, found.active) == (recipe.num_params(), recipe.num_active_params())
+    assert found.active < found.total
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_step_in_every_precision(tmp_path: Path, precision: str) -> None:
+    recipe = tiny(tmp_path, f"train.precision={precision}", "train.compile=true").recipe
+    micro, visual = noise_inputs(recipe)
+    assert 0 < try_step(recipe, visual, micro.batches) < 100
+
+
+def test_what_is_not_finite_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny(tmp_path).recipe
+    micro, visual = noise_inputs(recipe)
+    build = rehearsal.build_objective
+
+    def broken(*arguments: object) -> torch.nn.Module:
+        objective = build(*arguments)  # type: ignore[arg-type]
+        torch.nn.init.constant_(objective.heads.text.bias, float("nan"))
+        return objective
+
+    monkeypatch.setattr(rehearsal, "build_objective", broken)
+    with pytest.raises(TrainError, match="not finite in mlm, vlm_text;"):
+        try_step(recipe, visual, micro.batches)

@@ -1,0 +1,93 @@
+"""One optimiser step on a CPU, of the recipe's own model or of a shrunken one, to see that everything fits together."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlmoe_core.data.batch import Batch
+from vlmoe_core.data.config import StreamName
+from vlmoe_core.errors import TrainError
+from vlmoe_core.model.config import ModelConfig
+from vlmoe_core.recipe.config import Recipe
+from vlmoe_core.tokenizers.visual import VisualTokenizer
+from vlmoe_core.train.build import build_objective
+from vlmoe_core.train.optim import build_optimizer
+from vlmoe_core.train.parallel import hold_expert_copies, refresh_expert_copies
+
+MOST_PARAMETERS = 50_000_000
+"""A model with more parameters is shrunk for the trial step: AdamW needs 16 bytes for each."""
+HEAD_WIDTH = 8
+MOST_EXPERTS = 4
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of parameters of an objective, heads included."""
+
+    total: int
+    """All of them."""
+    active: int
+    """Those that a token of each modality uses; see `ModelConfig.num_active_params`."""
+
+
+def count_parameters(recipe: Recipe) -> Parameters:
+    """The parameters of the recipe's model, built on the meta device: no memory, no arithmetic."""
+    with torch.device("meta"):
+        objective = build_objective(recipe, None)
+    return Parameters(sum(parameter.numel() for parameter in objective.parameters()), recipe.num_active_params())
+
+
+def shrunken_model(config: ModelConfig) -> ModelConfig:
+    """The same blocks, heads, patches and sparse layers, but narrow heads and few experts."""
+    dim = min(config.dim, HEAD_WIDTH * config.heads)
+    values: dict[str, Any] = config.model_dump()
+    for moe in values["moe"].values():
+        if moe is not None:
+            moe["num_experts"] = min(moe["num_experts"], max(MOST_EXPERTS, moe["top_k"]))
+    return ModelConfig.model_validate(values | {"dim": dim, "hidden": min(config.hidden, 2 * dim)})
+
+
+def try_step(recipe: Recipe, visual: VisualTokenizer | None, batches: Mapping[StreamName, Batch]) -> float:
+    """Forward, backward, clipping and AdamW on one micro-batch, on the CPU; returns the loss before the update.
+
+    Accelerate is left out: it would fix the device and precision of this process for good. fp16, which needs a GPU,
+    runs in float32; nothing is compiled.
+
+    Raises:
+        TrainError: the loss or the gradient is not finite.
+    """
+    objective = build_objective(_uncompiled(recipe), visual)
+    optimizer = build_optimizer(objective, recipe.optim)
+    lowers = recipe.train.precision == "bf16"
+    if lowers:
+        hold_expert_copies(objective, recipe.train)
+    objective.train()
+    with torch.autocast("cpu", torch.bfloat16, enabled=lowers):
+        loss = objective(batches)
+        total = loss.total(objective.counts(batches))  # type: ignore[operator]
+    total.backward()
+    norm = float(nn.utils.clip_grad_norm_(objective.parameters(), recipe.optim.clip_norm or math.inf))
+    _require_finite({name: float(part.sum.detach()) for name, part in loss.parts.items()}, norm)
+    optimizer.step()
+    refresh_expert_copies(objective)
+    return float(total.detach())
+
+
+def _uncompiled(recipe: Recipe) -> Recipe:
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"compile": False})})
+
+
+def _require_finite(losses: Mapping[str, float], grad_norm: float) -> None:
+    broken = [name for name, value in losses.items() if not math.isfinite(value)]
+    if broken:
+        raise TrainError(
+            f"the first step's loss is not finite in {', '.join(broken)}; lower model.init_std, or use fp32"
+        )
+    if not math.isfinite(grad_norm):
+        raise TrainError(
+            "the first step's gradient is not finite although the loss is; lower model.init_std, or use fp32"
+        )

@@ -1,0 +1,247 @@
+"""What can be known of a run before it starts: recipe, sources, tokenizers, model, one step. And what can't."""
+
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vlmoe_core.data.check import describe_source
+from vlmoe_core.data.config import SPLITS, STREAMS, SplitConfig, StreamName
+from vlmoe_core.data.example import TextEncoder
+from vlmoe_core.data.loader import MicroBatch, MicroBatches, load
+from vlmoe_core.data.prepare import build_preparer
+from vlmoe_core.data.stream import Stream, open_streams
+from vlmoe_core.errors import DataError
+from vlmoe_core.objectives.masking import Masking
+from vlmoe_core.recipe.config import Recipe
+from vlmoe_core.recipe.load import LoadedRecipe
+from vlmoe_core.tokenizers.visual import VisualTokenizer
+from vlmoe_core.train.build import HELD_OUT_SEED, micro_sizes
+from vlmoe_core.train.fitting import Tokenizers, check_fit, obtain_text, obtain_visual
+from vlmoe_core.train.rehearsal import MOST_PARAMETERS, Parameters, count_parameters, shrunken_model, try_step
+from vlmoe_core.train.reporter import Reporter
+from vlmoe_core.train.stand_ins import FirstDocuments, NumberEncoder, noise_streams, with_first_documents
+
+MOST_DRAWN = 4
+"""Examples of each stream in the trial batches."""
+TRIAL_TEXTS = 200
+TRIAL_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was checked, or that was not."""
+
+    name: str
+    """What it is about."""
+    detail: str
+    """What was found, or why it was not checked."""
+    done: bool = True
+    """False: not checked."""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """The numbers in `detail`, for machines."""
+
+
+def validate(loaded: LoadedRecipe, read_data: bool = True) -> Iterator[Check]:
+    """Check a recipe piece by piece; each check is yielded as soon as it has passed, those not made come last.
+
+    Args:
+        loaded: the recipe, whose values are valid already.
+        read_data: False opens no source and no tokenizer: random inputs of the recipe's sizes stand in.
+
+    Raises:
+        DataError: a source is missing, empty, or gives no readable example.
+        TokenizerError: a named tokenizer is missing or does not fit the recipe.
+        TrainError: the step's loss or gradient is not finite.
+    """
+    recipe = loaded.recipe
+    yield _recipe_check(loaded)
+    if read_data:
+        tokenizers = _trial_tokenizers(recipe)
+        yield from _tokenizer_checks(recipe, tokenizers)
+        micro = yield from _data_checks(recipe, tokenizers.text)
+        visual = tokenizers.visual
+    else:
+        micro, visual = noise_inputs(recipe)
+        yield Check("inputs", "random pixels and words stand in for the data (--no-data)")
+    parameters = count_parameters(recipe)
+    yield _model_check(recipe, parameters)
+    yield _step_check(recipe, parameters, visual, micro)
+    yield from _not_checked(recipe, parameters, read_data)
+
+
+def _recipe_check(loaded: LoadedRecipe) -> Check:
+    recipe = loaded.recipe
+    sizes = ", ".join(f"{recipe.batch.size.of(s)} {s}" for s in STREAMS if recipe.batch.size.of(s))
+    figures = {"steps": recipe.train.steps, "size": recipe.batch.size.model_dump(), "num_micro": recipe.batch.num_micro}
+    detail = (
+        f"{loaded.name}, {recipe.train.steps:,} steps of {sizes} examples (micro-batches: {recipe.batch.num_micro})"
+    )
+    return Check("recipe", detail, figures=figures)
+
+
+def _trial_tokenizers(recipe: Recipe) -> Tokenizers:
+    """Those that the recipe names, loaded; the others fitted on a few examples."""
+    trial = _with_small_fits(recipe)
+    streams = open_streams(recipe.data, recipe.data.train, recipe.seed)
+    text = obtain_text(trial, streams.values(), Reporter())
+    tokenizers = Tokenizers(text, obtain_visual(trial, streams.values(), Reporter()))
+    check_fit(trial, tokenizers)
+    return tokenizers
+
+
+def _with_small_fits(recipe: Recipe) -> Recipe:
+    text, visual = recipe.tokenizers.text, recipe.tokenizers.visual
+    if text.load is None:
+        text = text.model_copy(update={"fit_texts": min(text.fit_texts, TRIAL_TEXTS)})
+    if visual.load is None:
+        codes = min(visual.codebook_size, max(2, recipe.model.num_patches))
+        images = min(visual.fit_images, TRIAL_IMAGES)
+        visual = visual.model_copy(update={"codebook_size": codes, "fit_images": images, "iterations": 1})
+    tokenizers = recipe.tokenizers.model_copy(update={"text": text, "visual": visual})
+    return recipe.model_copy(update={"tokenizers": tokenizers})
+
+
+def _tokenizer_checks(recipe: Recipe, tokenizers: Tokenizers) -> Iterator[Check]:
+    text, visual = recipe.tokenizers.text, recipe.tokenizers.visual
+    words = tokenizers.text.vocab_size
+    if text.load is not None:
+        notes = "".join(f"; {note}" for note in tokenizers.text.notes)
+        yield Check(
+            "text tokenizer", f"{text.load}, {words:,} ids for {text.vocab_size:,} rows{notes}", figures={"ids": words}
+        )
+    else:
+        yield Check("text tokenizer", f"WordPiece fitted on at most {TRIAL_TEXTS} texts, for this trial only")
+    if visual.load is not None:
+        yield Check(
+            "visual tokenizer",
+            f"{visual.load}, {visual.codebook_size:,} codes",
+            figures={"codes": visual.codebook_size},
+        )
+    elif tokenizers.visual is not None:
+        yield Check("visual tokenizer", f"{visual.kind} fitted on at most {TRIAL_IMAGES} images, for this trial only")
+
+
+def _data_checks(recipe: Recipe, encoder: TextEncoder) -> Generator[Check, None, MicroBatch]:
+    """Checks of every source and stream; returns the batch of the training streams."""
+    drawn: dict[str, MicroBatch] = {}
+    for name in SPLITS:
+        split: SplitConfig = getattr(recipe.data, name)
+        streams = _open(recipe, name, split, encoder)
+        for stream in streams.values():
+            yield from _source_checks(f"data.{name}.{stream.name}", stream)
+        micro = drawn[name] = _draw(recipe, streams, _drawn(recipe, split), encoder, training=name == "train")
+        for stream_name in streams:
+            count = micro.batches[stream_name].num_sequences
+            if count == 0:
+                raise DataError(f"data.{name}.{stream_name}: no example drawn can be read: {micro.broken[0]}")
+            yield Check(f"data.{name}.{stream_name}", f"a batch of {count} drawn", figures={"drawn": count})
+        if micro.broken:
+            yield Check(f"data.{name}", f"broken examples skipped: {len(micro.broken)}, the first: {micro.broken[0]}")
+    return drawn["train"]
+
+
+def _open(recipe: Recipe, name: str, split: SplitConfig, encoder: TextEncoder) -> Mapping[StreamName, Stream]:
+    """The streams of a split. A packing index belongs to one tokenizer: none is built for one fitted for this trial."""
+    seed = recipe.seed if name == "train" else HELD_OUT_SEED
+    if recipe.tokenizers.text.load is not None:
+        return open_streams(recipe.data, split, seed, encoder)
+    return {s: with_first_documents(stream) for s, stream in open_streams(recipe.data, split, seed).items()}
+
+
+def _source_checks(place: str, stream: Stream) -> Iterator[Check]:
+    for config, source in zip(stream.configs, stream.sources, strict=True):
+        if isinstance(source, FirstDocuments):
+            yield Check(place, f"{describe_source(config)}: opened; it is packed once the text tokenizer is fitted")
+        else:
+            yield Check(
+                place, f"{describe_source(config)}: {len(source):,} examples", figures={"examples": len(source)}
+            )
+
+
+def _drawn(recipe: Recipe, split: SplitConfig) -> dict[StreamName, int]:
+    return {stream: min(size, MOST_DRAWN) for stream, size in micro_sizes(recipe, split).items()}
+
+
+def _draw(
+    recipe: Recipe,
+    streams: Mapping[StreamName, Stream],
+    sizes: Mapping[StreamName, int],
+    encoder: TextEncoder,
+    training: bool,
+) -> MicroBatch:
+    """The first examples of each stream as a micro-batch, made in this process."""
+    masking = Masking.of(recipe.mask, recipe.model.grid, encoder)
+    preparer = build_preparer(recipe.data, recipe.model.image_size, encoder, masking, training)
+    limit = None if training else MOST_DRAWN
+    dataset = MicroBatches(streams, sizes, preparer, recipe.model.image_size, recipe.model.num_patches, limit)
+    return next(load(dataset, [0], recipe.data.model_copy(update={"workers": 0})))
+
+
+def noise_inputs(recipe: Recipe) -> tuple[MicroBatch, VisualTokenizer | None]:
+    """A batch of random examples, and a visual tokenizer fitted on some."""
+    streams = noise_streams(recipe)
+    encoder = NumberEncoder(recipe.tokenizers.text.vocab_size)
+    micro = _draw(recipe, streams, _drawn(recipe, recipe.data.train), encoder, training=True)
+    trial = _with_small_fits(_without_named_tokenizers(recipe))
+    return micro, obtain_visual(trial, streams.values(), Reporter())
+
+
+def _without_named_tokenizers(recipe: Recipe) -> Recipe:
+    visual = recipe.tokenizers.visual.model_copy(update={"load": None})
+    return recipe.model_copy(update={"tokenizers": recipe.tokenizers.model_copy(update={"visual": visual})})
+
+
+def _model_check(recipe: Recipe, parameters: Parameters) -> Check:
+    detail = f"{parameters.total:,} parameters, {parameters.active:,} of them active; built on the meta device"
+    return Check("model", detail, figures={"parameters": parameters.total, "active_parameters": parameters.active})
+
+
+def _step_check(recipe: Recipe, parameters: Parameters, visual: VisualTokenizer | None, micro: MicroBatch) -> Check:
+    shrunken = _is_shrunken(parameters)
+    if shrunken:
+        recipe = recipe.model_copy(update={"model": shrunken_model(recipe.model)})
+    value = try_step(recipe, visual, micro.batches)
+    sizes = ", ".join(f"{b.num_sequences} {s}" for s, b in micro.batches.items() if b.num_sequences)
+    model = (
+        f"a model of the same structure, dim {recipe.model.dim}, hidden {recipe.model.hidden}"
+        if shrunken
+        else "the model"
+    )
+    if shrunken:
+        model += f" (above {MOST_PARAMETERS:,} parameters it is shrunk)"
+    detail = f"forward, backward and AdamW of {model} on {sizes} examples; loss {value:.4g}"
+    return Check("step", detail, figures={"loss": value, "shrunken": shrunken})
+
+
+def _is_shrunken(parameters: Parameters) -> bool:
+    return parameters.total > MOST_PARAMETERS
+
+
+def _not_checked(recipe: Recipe, parameters: Parameters, read_data: bool) -> Iterator[Check]:
+    for name, detail in _open_questions(recipe, parameters, read_data).items():
+        yield Check(name, detail, done=False)
+
+
+def _open_questions(recipe: Recipe, parameters: Parameters, read_data: bool) -> dict[str, str]:
+    found: dict[str, str] = {}
+    if not read_data:
+        found["data and tokenizers"] = "nothing but the recipe was opened (--no-data)"
+    else:
+        found["later data"] = (
+            f"at most {MOST_DRAWN} examples of each stream were read; vlmoe data check reads the others"
+        )
+        fitted = [name for name in ("text", "visual") if getattr(recipe.tokenizers, name).load is None]
+        if fitted:
+            found["tokenizers"] = f"the whole fit ({' and '.join(fitted)}), and packs of sentences that follow from it"
+    found["batch"] = "the full batch and micro-batches; memory that they need"
+    if _is_shrunken(parameters):
+        found["model size"] = "arithmetic and memory of the model at its full size"
+    found["devices"] = "GPUs, several processes, speed"
+    if recipe.train.precision == "fp16":
+        found["precision"] = "fp16, which needs a GPU; the step ran in fp32"
+    if recipe.train.compile:
+        found["compile"] = "torch.compile"
+    if recipe.train.trackers:
+        found["trackers"] = ", ".join(recipe.train.trackers)
+    found["run"] = "held-out evaluation, checkpoints, the run folder, and whether the loss falls"
+    return found

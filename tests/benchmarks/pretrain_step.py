@@ -5,7 +5,8 @@
 - `sparse_over_dense`: seconds of a whole step (three streams, loss, backward, clipping, AdamW) of preset small with 16
   experts in every second block, over those of its dense twin on the same tokens;
 - `sparse_over_dense_no_optimizer`: the same for forward and backward alone;
-- `tokens`, `dropped`: tokens of a step, and the share of routed choices that found no place in an expert;
+- `tokens`, `busiest`: tokens of a step, and the mean share of its group that the busiest expert gets (1/16: balanced);
+  nothing is dropped;
 - `packed_over_padded`: pair stream, forward and backward of the sparse model at 128 px, Flickr8k's captions as they
   are, over the same padded to 64 tokens; `packed_over_padded_dense`: of its dense twin; `token_ratio` beside them.
 """
@@ -75,7 +76,7 @@ def _sparse_over_dense(size: Size) -> Figures:
         "sparse_over_dense": median_ratio(times["sparse_step"], times["dense_step"]),
         "sparse_over_dense_no_optimizer": median_ratio(times["sparse_backward"], times["dense_backward"]),
         "tokens": num_tokens(batches, models["dense"]),
-        "dropped": _dropped(objectives["sparse"], batches),
+        "busiest": _busiest(objectives["sparse"], batches),
         **medians(times),
     }
 
@@ -96,8 +97,8 @@ def _stepper(objective: MaskedModelling, batches: Mapping[StreamName, Batch]) ->
     return partial(stepper, 0, [MicroBatch(0, batches, ())])
 
 
-def _dropped(objective: MaskedModelling, batches: Mapping[StreamName, Batch]) -> float:
-    shares = [float(router_health(one.plan)["dropped"]) for _, one in objective(batches).routed]
+def _busiest(objective: MaskedModelling, batches: Mapping[StreamName, Batch]) -> float:
+    shares = [float(router_health(one.plan)["busiest"]) for _, one in objective(batches).routed]
     return sum(shares) / len(shares)
 
 

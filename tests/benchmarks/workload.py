@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from vlmoe_core.data.batch import Batch
 from vlmoe_core.data.collate import collate
@@ -28,6 +29,7 @@ from vlmoe_core.tokenizers.text import load_text_tokenizer
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 WORDS, CODES, FEATURES = 30522, 8192, 32
 """Sizes of BERT's and BEiT's vocabularies, and features of a patch in our codebook."""
+POSITION_STD = 0.2
 PAD, UNK, CLS, SEP, MASK = 0, 100, 101, 102, 103
 """Special tokens of BERT's vocabulary."""
 
@@ -93,23 +95,32 @@ def _text(
 
 
 def make_model(preset: str, experts: int | None, **sizes: int) -> ModelConfig:
-    """A preset with E experts in every second block of both modalities, or (None) dense."""
+    """A preset with E experts in every second block of both modalities, or (None) dense.
+
+    Dropless: a dropped token costs no arithmetic and would flatter the sparse model.
+    """
     moe = SparseConfig() if experts is None else SparseConfig(vision=_moe(experts), text=_moe(experts))
     return ModelConfig.model_validate({"preset": preset, "moe": moe, **sizes})
 
 
 def _moe(experts: int) -> MoEConfig:
-    return MoEConfig(num_experts=experts, layers={"every": 2})
+    return MoEConfig(num_experts=experts, layers={"every": 2}, capacity_factor=None)
 
 
 def make_objective(config: ModelConfig) -> MaskedModelling:
-    """Masked modelling with a codebook of random codes."""
+    """Masked modelling with a codebook of random codes, and tokens that differ from each other from the start.
+
+    A fresh model sends all hidden tokens, which are nearly equal, to the same expert; a trained one does not.
+    """
     torch.manual_seed(0)
+    encoder = Encoder(config, WORDS)
+    for position in (encoder.embeddings.image.position, encoder.embeddings.text.position):
+        nn.init.normal_(position, std=POSITION_STD)
     values_D = 3 * config.patch_size**2
     basis_DF = torch.linalg.qr(torch.randn(values_D, FEATURES))[0]
     codes_KF = torch.randn(CODES, FEATURES)
     visual = Codebook(config.patch_size, torch.full((values_D,), 0.5), basis_DF, codes_KF, torch.ones(CODES))
-    return MaskedModelling(Config(), Encoder(config, WORDS), WORDS, CODES, visual)
+    return MaskedModelling(Config(), encoder, WORDS, CODES, visual)
 
 
 def num_tokens(batches: Mapping[StreamName, Batch], config: ModelConfig) -> int:

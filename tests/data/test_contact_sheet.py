@@ -75,6 +75,20 @@ def test_a_hidden_word_is_marked_and_a_seen_one_is_not() -> None:
     assert box is not None and box[0] >= MARGIN + PADDING + red
 
 
+def test_hidden_pieces_of_one_word_keep_all_their_letters() -> None:
+    whole = light_in_marks(sheet(Cell(None, None, (hidden("mmmmmmmm"),))))
+    letters = tuple(hidden("m", glued=number > 0) for number in range(8))
+    assert light_in_marks(sheet(Cell(None, None, letters))) > 0.99 * whole
+
+
+def light_in_marks(image: Image.Image) -> float:
+    """How much brighter than a mark all pixels are together, within the rectangle that holds all marks."""
+    pixels = np.array(image).astype(int) - np.array(Image.new("RGB", (1, 1), VEIL))[0, 0]
+    marked = (pixels == 0).all(-1)
+    rows, columns = np.flatnonzero(marked.any(1)), np.flatnonzero(marked.any(0))
+    return float(pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].sum())
+
+
 def test_margins_are_even() -> None:
     cells = [Cell(picture(0), np.zeros((4, 4), np.bool_), (seen("word"),) * n) for n in (3, 40, 7, 1)]
     drawn = sheet(*cells)

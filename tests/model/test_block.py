@@ -53,7 +53,9 @@ def test_only_pairs_pass_through_the_fused_network() -> None:
         y, routed = block(tokens_of(layout), layout)
         assert routed == ()
         y.sum().backward()
-        touched = {m for m, ffn in block.ffn.items() if any(p.grad is not None and p.grad.any() for p in ffn.parameters())}
+        touched = {
+            m for m, ffn in block.ffn.items() if any(p.grad is not None and p.grad.any() for p in ffn.parameters())
+        }
         assert touched == used
 
 

@@ -26,7 +26,9 @@ def vit(config: ModelConfig) -> nn.Module:
     from transformers import ViTConfig, ViTModel
 
     return ViTModel(
-        ViTConfig(**image_sizes(config), qkv_bias=config.qkv_bias == "all"), add_pooling_layer=False, use_mask_token=True
+        ViTConfig(**image_sizes(config), qkv_bias=config.qkv_bias == "all"),
+        add_pooling_layer=False,
+        use_mask_token=True,
     )
 
 

@@ -37,9 +37,7 @@ def test_number_of_hidden_words_by_hand() -> None:
 
 
 @settings(max_examples=200)
-@given(
-    st.lists(st.integers(0, VOCAB - 1), max_size=60), st.sampled_from(["text", "pair"]), st.integers(0, 2**32 - 1)
-)
+@given(st.lists(st.integers(0, VOCAB - 1), max_size=60), st.sampled_from(["text", "pair"]), st.integers(0, 2**32 - 1))
 def test_hidden_words(ids: list[int], stream: StreamName, seed: int) -> None:
     corrupted, targets = masking_of().text(ids, stream, random.Random(seed))
     ordinary = [i for i, token in enumerate(ids) if token not in SPECIAL]
@@ -149,9 +147,9 @@ def test_a_block_has_the_area_and_aspect_of_beit(min_aspect: float, missing: int
 def test_blocks_stand_anywhere() -> None:
     rng = random.Random(5)
     total = np.sum([block_mask(14, 75, 16, 0.3, rng) for _ in range(600)], axis=0).reshape(14, 14)
-    assert total.min() > 60
+    assert total.min() > 0
     for turned in (total[::-1], total[:, ::-1], total.T):
-        assert np.abs(turned - total).max() < 120
+        assert np.abs(turned - total).max() < 90
 
 
 def neighbours(mask: np.ndarray) -> float:
@@ -171,9 +169,7 @@ def test_masks_are_made_of_blocks() -> None:
 
 
 @pytest.mark.parametrize(("grid", "smallest"), [(14, 16), (24, 47), (30, 73), (8, 5), (4, 1), (2, 1)])
-def test_the_smallest_block_scales_with_the_grid(
-    grid: int, smallest: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_smallest_block_scales_with_the_grid(grid: int, smallest: int, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int, int, float]] = []
 
     def spy(grid: int, count: int, min_block: int, min_aspect: float, rng: random.Random) -> np.ndarray:

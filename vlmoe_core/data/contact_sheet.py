@@ -139,12 +139,14 @@ class _Card:
     def _draw_line(
         self, draw: ImageDraw.ImageDraw, line: Sequence[tuple[Piece, float]], left: float, top: float
     ) -> None:
+        # All marks before all letters: a mark reaches a little under its neighbours.
         for piece, offset in line:
-            x = left + offset
             if piece.hidden:
+                x = left + offset
                 box = (x - 2, top, x + self.font.getlength(piece.text) + 2, top + self.line - 3)
                 draw.rounded_rectangle(box, 4, VEIL)
-            draw.text((x, top + 1), piece.text, CARD if piece.hidden else INK, self.font)
+        for piece, offset in line:
+            draw.text((left + offset, top + 1), piece.text, CARD if piece.hidden else INK, self.font)
 
 
 def veiled(pixels_CHW: NDArray[np.uint8], hidden_GG: NDArray[np.bool_], side: int) -> Image.Image:

@@ -10,7 +10,12 @@ from matplotlib import pyplot
 
 from vlmoe_core.train.metrics import read_metrics
 
-PARTS = {"mlm": "words of texts", "mim": "patches of images", "vlm_text": "words of captions", "vlm_image": "patches of captioned images"}
+PARTS = {
+    "mlm": "words of texts",
+    "mim": "patches of images",
+    "vlm_text": "words of captions",
+    "vlm_image": "patches of captioned images",
+}
 
 
 def main(out: Path, runs: dict[str, Path]) -> None:

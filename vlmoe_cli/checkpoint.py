@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmoe_cli.options import JsonOption, examples
+from vlmoe_cli.options import JsonOption, examples, group
 from vlmoe_cli.output import Output
 
 if TYPE_CHECKING:
     from vlmoe_core.checkpoint.summary import Summary
 
-app = typer.Typer(
-    no_args_is_help=True,
+app = group(
     help="Look into a checkpoint, and check it.",
     epilog=examples(
         "vlmoe checkpoint inspect runs/quickstart-pretrain", "vlmoe checkpoint verify runs/quickstart-pretrain"

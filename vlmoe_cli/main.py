@@ -32,9 +32,9 @@ def vlmoe(
 
 
 # One line a verb, in the order of the help: app.command(epilog=...)(module.function); for a group, app.add_typer(...).
-app.command(epilog=examples("vlmoe pretrain quickstart/pretrain", "vlmoe pretrain my.yaml --set optim.lr=1e-3 --out runs/mine"))(
-    pretrain.pretrain
-)
+app.command(
+    epilog=examples("vlmoe pretrain quickstart/pretrain", "vlmoe pretrain my.yaml --set optim.lr=1e-3 --out runs/mine")
+)(pretrain.pretrain)
 app.command(epilog=examples(*validate.EXAMPLES))(validate.validate)
 app.add_typer(data.app, name="data")
 app.add_typer(predict.app, name="predict")

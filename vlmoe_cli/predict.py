@@ -21,10 +21,15 @@ app = group(
     )
 )
 def masked(
-    text: Annotated[str | None, typer.Option(help="Words, with [MASK] for the ones to predict.", show_default=False)] = None,
-    image: Annotated[Path | None, typer.Option(help="A picture; some patches are hidden and filled in.", show_default=False)] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Words, with [MASK] for the ones to predict.", show_default=False)
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="A picture; some patches are hidden and filled in.", show_default=False)
+    ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="Run or checkpoint folder; by default the newest run under runs/.", show_default=False)
+        Path | None,
+        typer.Option(help="Run or checkpoint folder; by default the newest run under runs/.", show_default=False),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Words for each [MASK].")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the hidden patches.")] = 0,
@@ -48,4 +53,6 @@ def masked(
     if filled.picture is not None:
         filled.picture.save(out)
         output.text(f"{filled.hidden} hidden patches filled in: {out}")
-    output.data({"model": trained.path, "masks": rows, "hidden": filled.hidden, "picture": out if filled.picture else None})
+    output.data(
+        {"model": trained.path, "masks": rows, "hidden": filled.hidden, "picture": out if filled.picture else None}
+    )

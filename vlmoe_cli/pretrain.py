@@ -9,6 +9,7 @@ from vlmoe_cli.options import JsonOption, RecipeArgument, SetOption
 from vlmoe_cli.output import Output
 
 if TYPE_CHECKING:
+    from vlmoe_core.recipe.config import Recipe
     from vlmoe_core.train.run import Outcome
 
 
@@ -26,7 +27,8 @@ def pretrain(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the run folder.")] = False,
     num_processes: Annotated[
-        int | None, typer.Option(min=1, help="Start so many processes through Accelerate's launcher.", show_default=False)
+        int | None,
+        typer.Option(min=1, help="Start so many processes through Accelerate's launcher.", show_default=False),
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -41,13 +43,13 @@ def pretrain(
         return
 
     from vlmoe_cli.progress import progress
-    from vlmoe_core.train.run import RunOptions
     from vlmoe_core.train.run import pretrain as run
+    from vlmoe_core.train.session import RunOptions
 
     with progress() as reporter:
         outcome = run(loaded, RunOptions(out, resume, overwrite), reporter)
     if outcome.is_main:
-        _show(Output(json), recipe, outcome, loaded.recipe.train.steps)
+        _show(Output(json), recipe, outcome, loaded.recipe)
     if outcome.signal is not None and not outcome.finished:
         raise typer.Exit(128 + outcome.signal)
 
@@ -62,7 +64,7 @@ def _arguments(
     return arguments + ["--overwrite"] * overwrite + ["--json"] * json
 
 
-def _show(out: Output, recipe: str, outcome: "Outcome", steps: int) -> None:
+def _show(out: Output, typed: str, outcome: "Outcome", recipe: "Recipe") -> None:
     """The losses before and after, where things lie, and what to type next."""
     from vlmoe_core.train.metrics import read_metrics
 
@@ -77,24 +79,39 @@ def _show(out: Output, recipe: str, outcome: "Outcome", steps: int) -> None:
             "checkpoints": outcome.folder / "checkpoints",
             "broken examples skipped": outcome.broken,
             "time": f"{outcome.seconds / 60:.1f} min",
-            "next": _next_command(recipe, outcome),
+            "next": _next_command(typed, outcome, recipe),
         },
-        title="" if outcome.finished else f"Interrupted after step {outcome.step} of {steps}",
+        title="" if outcome.finished else f"Interrupted after step {outcome.step} of {recipe.train.steps}",
     )
-    out.data({"folder": outcome.folder, "step": outcome.step, "finished": outcome.finished, "losses": rows,
-              "seconds": outcome.seconds, "broken": outcome.broken})
+    out.data(
+        {
+            "folder": outcome.folder,
+            "step": outcome.step,
+            "finished": outcome.finished,
+            "losses": rows,
+            "seconds": outcome.seconds,
+            "broken": outcome.broken,
+        }
+    )
 
 
 def _rows(first: dict[str, Any], last: dict[str, Any]) -> list[dict[str, Any]]:
     from vlmoe_cli.progress import losses_of
 
     return [
-        {"loss": name, "before": before, "after": last[f"loss/{name}"], "unigram baseline": first.get(f"baseline/{name}")}
+        {
+            "loss": name,
+            "before": before,
+            "after": last[f"loss/{name}"],
+            "unigram baseline": first.get(f"baseline/{name}"),
+        }
         for name, before in losses_of(first).items()
     ]
 
 
-def _next_command(recipe: str, outcome: "Outcome") -> str:
+def _next_command(typed: str, outcome: "Outcome", recipe: "Recipe") -> str:
     if not outcome.finished:
-        return f"vlmoe pretrain {recipe} --resume {outcome.folder}"
-    return f'vlmoe predict masked --model {outcome.folder} --text "a red [MASK] left of a circle"'
+        return f"vlmoe pretrain {typed} --resume {outcome.folder}"
+    knows_words = recipe.batch.size.text or recipe.batch.size.pair
+    example = '--text "a red [MASK] left of a circle"' if knows_words else "--image PICTURE"
+    return f"vlmoe predict masked --model {outcome.folder} {example}"

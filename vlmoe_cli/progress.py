@@ -1,7 +1,7 @@
 """What a run shows while it trains: a live panel in a terminal, plain lines elsewhere. All of it goes to stderr."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vlmoe_core.recipe.config import Recipe
 
 MODALITIES = ("vision", "text")
-FIGURES = {"busiest": max, "dead": sum, "dropped": max, "entropy": min}
+FIGURES: Mapping[str, Callable[[list[float]], float]] = {"busiest": max, "dead": sum, "dropped": max, "entropy": min}
 
 
 def losses_of(record: Mapping[str, Any]) -> dict[str, float]:
@@ -52,7 +52,9 @@ class PlainProgress(Reporter):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         pass
 
     def note(self, message: str) -> None:
@@ -87,7 +89,14 @@ class LiveProgress(Reporter):
     def __init__(self) -> None:
         from rich.console import Console
         from rich.live import Live
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         self.console = Console(stderr=True)
         self.progress = Progress(
@@ -109,7 +118,9 @@ class LiveProgress(Reporter):
         self.live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.live.stop()
 
     def note(self, message: str) -> None:
@@ -160,7 +171,12 @@ class LiveProgress(Reporter):
         table = Table("experts", "busiest", "dead", "dropped", "entropy", box=box.SIMPLE_HEAD, show_header=bool(health))
         for modality, figures in health.items():
             style = "bold red" if figures["dead"] else ""
-            cells = (f"{figures['busiest']:.0%}", f"{figures['dead']:.0f}", f"{figures['dropped']:.1%}", f"{figures['entropy']:.2f}")
+            cells = (
+                f"{figures['busiest']:.0%}",
+                f"{figures['dead']:.0f}",
+                f"{figures['dropped']:.1%}",
+                f"{figures['entropy']:.2f}",
+            )
             table.add_row(modality, *cells, style=style)
         return table
 

@@ -67,9 +67,7 @@ def test_loading_gives_the_trained_weights(trained: Trained, run_folder: Path) -
     assert all(torch.equal(fresh[name], stored[name]) for name in fresh)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"), [(None, "nothing to predict"), ("word " * 50 + "[MASK]", "shorten it")]
-)
+@pytest.mark.parametrize(("text", "message"), [(None, "nothing to predict"), ("word " * 50 + "[MASK]", "shorten it")])
 def test_what_can_not_be_predicted_is_refused(trained: Trained, text: str | None, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         fill_gaps(trained, None, text, top=1, seed=0)

@@ -50,7 +50,9 @@ def test_plain_lines_go_to_stderr_with_losses_and_health(folder: Path) -> None:
 
 def test_the_run_folder_holds_what_it_should(folder: Path) -> None:
     run = folder / "runs" / "tiny"
-    assert {"recipe.yaml", "metrics.jsonl", "environment.json", "checkpoints", "tokenizers"} <= set(os.listdir(run))
+    assert {"recipe.yaml", "metrics.jsonl", "environment.json", "checkpoints", "tokenizers"} <= {
+        path.name for path in run.iterdir()
+    }
     first = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     assert first["step"] == 0 and first["split"] == "eval" and first["baseline/mlm"] > 0
 

@@ -22,7 +22,10 @@ def test_documents(tmp_path):
     path.write_bytes(b"\xef\xbb\xbfone\ntwo\r\nthree\n\n \nfour\n")
     data = path.read_bytes()
     found = {
-        kind: [(line, data[start : start + size]) for line, start, size in documents(path, Config(source="text", path="a.txt", document=kind))]
+        kind: [
+            (line, data[start : start + size])
+            for line, start, size in documents(path, Config(source="text", path="a.txt", document=kind))
+        ]
         for kind in ("line", "paragraph", "file")
     }
     assert found == {
@@ -102,7 +105,7 @@ def test_parts_of_a_file_share_no_document_and_leave_none_out(tmp_path):
     (tmp_path / "a.txt").write_text("\n".join(f"Document {n} ends." for n in range(10)))
     read = [packs(opened(tmp_path, part=part)) for part in ((0, 0.3), (0.3, 0.9), (0.9, 1))]
     assert [len(texts) for texts in read] == [3, 6, 1]
-    assert sum(read, []) == [f"Document {n} ends." for n in range(10)]
+    assert [text for texts in read for text in texts] == [f"Document {n} ends." for n in range(10)]
 
 
 @pytest.mark.parametrize("part", [(0.5, 0.5), (-0.1, 1), (0, 1.1), (0.9, 0.1)])

@@ -69,7 +69,7 @@ def test_positions_resized_keep_their_place_in_the_image(new: int) -> None:
     wanted = positions_of(new)
     assert resized.shape == wanted.shape and resized.dtype == torch.float64
     assert torch.equal(resized[0], wanted[0])
-    # torch's cubic follows a ramp within a twentieth of a patch, save at the border, beyond which there is nothing to see.
+    # torch's cubic follows a ramp within a twentieth of a patch, save at the border, where it has nothing to go by.
     inner = slice(5, -5)
     got, ramp = (t[1:].view(new, new, 3)[inner, inner] for t in (resized, wanted))
     torch.testing.assert_close(got, ramp, rtol=0, atol=0.05 / 14)

@@ -141,7 +141,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
     tmp_path: Path, runs: dict[int, Path], first: int, then: int
 ) -> None:
     loaded, run = tiny(tmp_path, *LONG, "train.save_every=3"), tmp_path / "run"
-    stop = Blow("vlmoe_core.train.step:Stepper", "_reduce", 8, before=True, signal=15)
+    stop = Blow("vlmoe_core.train.step:Stepper", "_backward", 8 * 4 // first, signal=15)
     outcomes = on_ranks(first, pretrain_child, loaded, run, None, stop)
     assert [(o.step, o.finished) for o in outcomes] == [(8, False)] * first, outcomes
     assert [o.step for o in on_ranks(then, pretrain_child, loaded, run, "auto")] == [20] * then

@@ -94,7 +94,9 @@ def _make_sample(trained: Trained, stream: StreamName, image: Path | None, text:
         words = encoder.encode_masked(text)
         longest = recipe.model.max_text_length - 2
         if len(words) > longest:
-            raise UsageError(f"the text has {len(words)} tokens, more than the {longest} that the model takes; shorten it")
+            raise UsageError(
+                f"the text has {len(words)} tokens, more than the {longest} that the model takes; shorten it"
+            )
         ids = np.array([encoder.cls_id, *words, encoder.sep_id], dtype=np.int64)
         targets = np.full(len(ids), -1, dtype=np.int64)
     return Sample(str(image or "text"), 0, 0, pixels, mask, ids, targets)

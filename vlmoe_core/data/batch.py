@@ -4,6 +4,7 @@ Axis letters: I images, P patches, T text tokens, S sequences, X examples, C cha
 """
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ class Batch:
     positions: Tensor
     """(X,) int64, position of the example in its stream."""
     longest_text: int
-    """Tokens of the longest text. This count and the next two are known to the host, so that no device is waited for."""
+    """Tokens of the longest text. This count and the next two are known to the host: no device is waited for."""
     num_masked_patches: int
     """Patches that must be predicted."""
     num_masked_words: int
@@ -58,5 +59,5 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {name: v.to(device, non_blocking=True) for name, v in values.items() if isinstance(v, Tensor)}
+        moved: dict[str, Any] = {n: v.to(device, non_blocking=True) for n, v in values.items() if isinstance(v, Tensor)}
         return replace(self, **moved)

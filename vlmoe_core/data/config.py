@@ -19,7 +19,7 @@ class SourceConfig(Config):
     weight: float = Field(1.0, gt=0)
     """Share of this source among the sources of its stream, relative to their weights."""
     order: Literal["random", "blocks"] = "random"
-    """random: a keyed permutation of all examples per epoch; blocks: of the shards, then within a window (sequential reads)."""
+    """random: a keyed permutation of all examples per epoch; blocks: of the shards, then within a window."""
     window: int = Field(1024, ge=1)
     """Examples that are shuffled among each other when `order: blocks`."""
 
@@ -93,7 +93,7 @@ class DataConfig(Config):
     max_text: TextLengthConfig = TextLengthConfig()
     """Longest texts."""
     pad_text_to: int | None = Field(None, ge=3)
-    """Append [PAD] tokens up to this length, as tokens of their own kind, to imitate padded runs; null: no padding at all."""
+    """Append [PAD] tokens up to this length, as tokens of their own kind, to imitate padded runs; null: no padding."""
     augment: AugmentsConfig = AugmentsConfig()
     """Random changes of training images."""
     max_pixels: int = Field(178_956_970, ge=1, le=178_956_970)
@@ -101,6 +101,6 @@ class DataConfig(Config):
     on_error: Literal["raise", "skip"] = "raise"
     """A broken example stops the run with its name (raise), or leaves its place empty and is counted (skip)."""
     workers: int | Literal["auto"] = "auto"
-    """Loader processes of each rank; 0 loads in the training process; auto: one for each core beyond the first, at most 4."""
+    """Loader processes of each rank; 0: the training process loads; auto: one a core beyond the first, at most 4."""
     prefetch: int = Field(4, ge=1)
     """Micro-batches that each loader process prepares ahead."""

@@ -84,7 +84,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class SourceContext:
-    """What a source is opened with, beside its own config: each plug-in has `open_source(config, context) -> Source`."""
+    """What a source is opened with beside its config: each plug-in has `open_source(config, context) -> Source`."""
 
     stream: StreamName
     """Which examples are asked for."""

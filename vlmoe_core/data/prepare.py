@@ -45,19 +45,11 @@ class Preparer:
         """The sample of an example. Raises DataError, naming the example, if it is broken."""
         pixels = mask = ids = targets = None
         if stream != "text":
-            pixels = self._pixels(stream, example, rng)
+            pixels = read_pixels(stream, example, self.transforms[stream], rng)
             mask = self.corruption.image(stream, rng)
         if stream != "image":
             ids, targets = self._text(stream, example, rng)
         return Sample(example.name, position, example.image_id, pixels, mask, ids, targets)
-
-    def _pixels(self, stream: StreamName, example: Example, rng: random.Random) -> NDArray[np.uint8]:
-        if example.image is None:
-            raise DataError(f"{example.name}: has no image, which the {stream} stream needs")
-        try:
-            return self.transforms[stream](example.image, rng)
-        except DataError as error:
-            raise DataError(f"{example.name}: {error}") from error
 
     def _text(
         self, stream: StreamName, example: Example, rng: random.Random
@@ -70,6 +62,18 @@ class Preparer:
         missing = max(0, (self.pad_text_to or 0) - len(ids))
         ids, targets = ids + [encoder.pad_id] * missing, targets + [-1] * missing
         return np.array(ids, dtype=np.int64), np.array(targets, dtype=np.int64)
+
+
+def read_pixels(
+    stream: StreamName, example: Example, transform: ImageTransform, rng: random.Random
+) -> NDArray[np.uint8]:
+    """(3, height, width) of the picture. Raises DataError, naming the example, if there is none or it is broken."""
+    if example.image is None:
+        raise DataError(f"{example.name}: has no image, which the {stream} stream needs")
+    try:
+        return transform(example.image, rng)
+    except DataError as error:
+        raise DataError(f"{example.name}: {error}") from error
 
 
 def build_preparer(

@@ -42,17 +42,20 @@ class Recipe(Config):
             has_sources, size = bool(getattr(self.data.train, stream)), self.batch.size.of(stream)
             if has_sources and not size:
                 raise ValueError(
-                    f"data.train.{stream} has sources, but batch.size.{stream} is 0; give it a size or remove the sources"
+                    f"data.train.{stream} has sources, but batch.size.{stream} is 0;"
+                    " give it a size or remove the sources"
                 )
             if size and not has_sources:
                 raise ValueError(
-                    f"batch.size.{stream} is {size}, but data.train.{stream} has no source; add one or set the size to 0"
+                    f"batch.size.{stream} is {size}, but data.train.{stream} has no source;"
+                    " add one or set the size to 0"
                 )
         for stream in ("text", "pair"):
             longest = getattr(self.data.max_text, stream)
             if longest > self.model.max_text_length:
                 raise ValueError(
-                    f"data.max_text.{stream} ({longest}) is more than model.max_text_length ({self.model.max_text_length})"
+                    f"data.max_text.{stream} ({longest}) is more than model.max_text_length"
+                    f" ({self.model.max_text_length})"
                 )
         if (self.data.pad_text_to or 0) > self.model.max_text_length:
             raise ValueError(
@@ -61,7 +64,8 @@ class Recipe(Config):
             )
         if self.mask.image_count is not None and self.mask.image_count >= self.model.num_patches:
             raise ValueError(
-                f"mask.image_count ({self.mask.image_count}) must be below the number of patches ({self.model.num_patches})"
+                f"mask.image_count ({self.mask.image_count}) must be below the number of patches"
+                f" ({self.model.num_patches})"
             )
         if self.optim.warmup_steps > self.train.steps:
             raise ValueError(

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer
 from vlmoe_core.errors import TokenizerError
 from vlmoe_core.tokenizers.locate import tokenizer_file
 from vlmoe_core.tokenizers.spm import read_spm
-from vlmoe_core.tokenizers.wordpiece import read_vocab_txt, train_wordpiece
+from vlmoe_core.tokenizers.wordpiece import SPECIALS, build_wordpiece, read_vocab_txt, train_wordpiece
 
 FILE_NAME = "tokenizer.json"
 
@@ -114,6 +114,11 @@ def fit_wordpiece(texts: Iterable[str], vocab_size: int, lowercase: bool) -> Tex
     most `vocab_size` ids, fewer where the texts hold too little. Raises TokenizerError if they hold no word.
     """
     return TextTokenizer(train_wordpiece(texts, vocab_size, lowercase))
+
+
+def wordless_tokenizer() -> TextTokenizer:
+    """The special tokens alone: for a run without texts."""
+    return TextTokenizer(build_wordpiece({token: number for number, token in enumerate(SPECIALS)}, lowercase=True))
 
 
 def load_text_tokenizer(spec: str) -> TextTokenizer:

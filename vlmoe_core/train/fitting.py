@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from vlmoe_core.checkpoint.files import rename, sync_tree
 from vlmoe_core.data.images import ImageTransform
+from vlmoe_core.data.prepare import read_pixels
 from vlmoe_core.data.stream import Stream, open_streams
 from vlmoe_core.errors import DataError, TokenizerError
 from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.tokenizers.codebook import fit_codebook
-from vlmoe_core.tokenizers.text import TextTokenizer, fit_wordpiece, load_text_tokenizer
+from vlmoe_core.tokenizers.text import TextTokenizer, fit_wordpiece, load_text_tokenizer, wordless_tokenizer
 from vlmoe_core.tokenizers.visual import VisualTokenizer, load_visual_tokenizer
 from vlmoe_core.train.parallel import on_main
 from vlmoe_core.train.reporter import Reporter
@@ -72,12 +73,14 @@ def _write_tokenizers(recipe: Recipe, folder: Path, reporter: Reporter) -> None:
 
 
 def obtain_text(recipe: Recipe, streams: Iterable[Stream], reporter: Reporter) -> TextTokenizer:
-    """Load the text tokenizer that the recipe names, or fit one on the texts of the streams."""
+    """Load the text tokenizer that the recipe names, or fit one on the texts of the streams, if there are any."""
     config = recipe.tokenizers.text
     if config.load is not None:
         return load_text_tokenizer(config.load)
     sources = [source for stream in streams if stream.name != "image" for source in stream.sources]
-    share = config.fit_texts // max(1, len(sources))
+    if not sources:
+        return wordless_tokenizer()
+    share = config.fit_texts // len(sources)
     texts = [text for source in sources for text in islice(source.texts(), share)]
     tokenizer = fit_wordpiece(texts, config.vocab_size, config.lowercase)
     reporter.note(
@@ -106,9 +109,7 @@ def _fit_images(recipe: Recipe, streams: list[Stream]) -> Iterator[NDArray[np.ui
     for stream in streams:
         for position in range(min(share, stream.epoch)):
             try:
-                image = stream[position].image
-                if image is not None:
-                    yield transform(image, stream.random(position))
+                yield read_pixels(stream.name, stream[position], transform, stream.random(position))
             except DataError:
                 if recipe.data.on_error == "raise":
                     raise

@@ -26,11 +26,15 @@ class RouterHealth:
             self.tallies[key] = self.tallies[key] + counts if key in self.tallies else counts
 
     def summary(self) -> dict[str, float]:
-        """Figures of every sparse layer over all ranks: `router/<modality>/<layer>/{busiest,dead,dropped,entropy}`."""
+        """Figures of every sparse layer over all ranks: `router/<modality>/<layer>/{busiest,dead,dropped,entropy}`.
+
+        A layer that no token came to is left out.
+        """
         figures: dict[str, float] = {}
         for key in sorted(self.tallies):
-            health = health_of(all_sum(self.tallies[key]))
-            figures |= {f"{key}/{name}": float(value) for name, value in health.items()}
+            counts = all_sum(self.tallies[key])
+            if counts[-1] > 0:
+                figures |= {f"{key}/{name}": float(value) for name, value in health_of(counts).items()}
         return figures
 
 

@@ -1,5 +1,6 @@
 """Processes, devices and precision: everything that Accelerate and torch.distributed do for a run."""
 
+import gc
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -137,3 +138,14 @@ def on_main(work: Callable[[], None]) -> None:
         dist.broadcast_object_list(error)
     if error[0] is not None:
         raise error[0]
+
+
+def end_processes() -> None:
+    """Leave the group of ranks, once nothing is left that trained in it.
+
+    DistributedDataParallel must go before the group. As its last owner it would destroy the group while it holds
+    Python's lock, for which a thread of the group may be waiting (torch 2.13, gloo: a hang, some times in a hundred).
+    """
+    if several_ranks():
+        gc.collect()
+        dist.destroy_process_group()

@@ -19,7 +19,7 @@ from vlmoe_core.train.evaluate import evaluate, unigram_baseline
 from vlmoe_core.train.health import RouterHealth, dead_experts
 from vlmoe_core.train.interrupt import Interrupt
 from vlmoe_core.train.metrics import MetricsLog
-from vlmoe_core.train.parallel import on_main, refuse_broken
+from vlmoe_core.train.parallel import end_processes, on_main, refuse_broken
 from vlmoe_core.train.reporter import Reporter
 from vlmoe_core.train.session import RunOptions, Session, open_session
 from vlmoe_core.train.step import Stepper, StepResult
@@ -56,13 +56,20 @@ def pretrain(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) -> O
     Raises:
         VlmoeError: see `open_session`; TrainError when a loss is not finite.
     """
+    outcome = _pretrain(loaded, options, reporter)
+    end_processes()
+    return outcome
+
+
+def _pretrain(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) -> Outcome:
     start = time.monotonic()
     session = open_session(loaded, options, reporter)
     try:
         with Interrupt() as interrupt:
             broken = Trainer(session, reporter).fit(interrupt)
     finally:
-        session.accelerator.end_training()
+        for tracker in session.accelerator.trackers:
+            tracker.finish()
     state, steps = session.state, loaded.recipe.train.steps
     seconds = time.monotonic() - start
     is_main = session.accelerator.is_main_process

@@ -59,6 +59,6 @@ def newest_run(runs: Path = RUNS) -> Path:
     found = {run: checkpoint.stat().st_mtime for run, checkpoint in newest.items() if checkpoint is not None}
     if not found:
         raise UsageError(
-            f"no trained model under {runs}/; make one with 'vlmoe pretrain quickstart/pretrain' or name one with --model"
+            f"no trained model under {runs}/; make one with 'vlmoe pretrain quickstart/pretrain' or give --model"
         )
     return max(found, key=lambda run: found[run])

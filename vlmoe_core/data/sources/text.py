@@ -67,7 +67,7 @@ class TextSource:
             self._open_index(context.text_encoder, context.max_text - SPECIAL_TOKENS)
 
     def _open_index(self, encoder: TextEncoder, limit: int) -> None:
-        options = (self._config.document, self._config.text_field, self._config.part, encoder.fingerprint, limit)
+        options = (self._config.document, self._config.text_field, str(self._config.part), encoder.fingerprint, limit)
         self._index = load_index(
             self._files, "text-1", options, lambda path: index_packs(path, self._config, encoder, limit)
         )

@@ -41,7 +41,7 @@ def measure(quick: bool = False) -> Figures:
     """The figures of the module's docstring, or why there are none."""
     if not available():
         return {"skipped": f"{ABSENT}; install it with: {INSTALL}"}
-    preset, pairs, repeats, num_threads = ("tiny", 4, 1, 1) if quick else ("small", 64, 11, 2)
+    preset, pairs, repeats, num_threads = ("tiny", 4, 1, 1) if quick else ("small", 32, 7, 2)
     config = make_model(preset, None, image_size=128, patch_size=16)
     lengths = caption_lengths(pairs)
     packed = make_batch("pair", config, pairs, lengths)

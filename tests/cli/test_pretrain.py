@@ -1,7 +1,6 @@
 """`vlmoe pretrain` and `vlmoe predict masked` as they are typed."""
 
 import json
-import os
 import re
 import signal
 import subprocess

@@ -15,6 +15,8 @@ class RouterHealth:
 
     def __init__(self) -> None:
         self.tallies: dict[str, Tensor] = {}
+        self.groups: dict[str, str] = {}
+        """Tokens and effective capacity of the latest group of each sparse layer, in words."""
 
     @torch.no_grad()
     def add(self, routed: Iterable[Routed]) -> None:
@@ -24,6 +26,9 @@ class RouterHealth:
             counts = tally(one.plan)
             counts = counts.to(wide_dtype(counts.device))
             self.tallies[key] = self.tallies[key] + counts if key in self.tallies else counts
+            if tokens := one.plan.expert_TK.shape[0]:
+                places = "dropless" if one.plan.capacity is None else f"{one.plan.capacity:,} places an expert"
+                self.groups[key] = f"{tokens:,} tokens to {one.plan.num_experts} experts, {places}"
 
     def summary(self) -> dict[str, float]:
         """Figures of every sparse layer over all ranks: `router/<modality>/<layer>/{busiest,dead,dropped,entropy}`.
@@ -38,6 +43,21 @@ class RouterHealth:
         return figures
 
 
-def dead_experts(figures: Mapping[str, float]) -> dict[str, int]:
-    """The layers with experts that no token chose, and how many each has."""
-    return {key.removesuffix("/dead"): int(n) for key, n in figures.items() if key.endswith("/dead") and n > 0}
+class Alarm:
+    """Tells of experts that stay without tokens: one quiet step is chance, two logged steps in a row are a death."""
+
+    def __init__(self) -> None:
+        self.quiet: dict[str, int] = {}
+        self.dead: dict[str, int] = {}
+
+    def messages(self, figures: Mapping[str, float]) -> list[str]:
+        """What to say after a logged step: a line for each layer in which more experts are dead than before."""
+        quiet = {k.removesuffix("/dead"): int(n) for k, n in figures.items() if k.endswith("/dead") and n > 0}
+        dead = {layer: min(n, self.quiet[layer]) for layer, n in quiet.items() if layer in self.quiet}
+        told = [
+            f"{layer}: {n} {'expert' if n == 1 else 'experts'} got no token at two logged steps in a row"
+            for layer, n in dead.items()
+            if n > self.dead.get(layer, 0)
+        ]
+        self.quiet, self.dead = quiet, dead
+        return told

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,7 @@ from vlmoe_core.data.loader import MicroBatch
 from vlmoe_core.errors import TrainError
 from vlmoe_core.recipe.load import LoadedRecipe, dump_recipe
 from vlmoe_core.train.evaluate import evaluate, unigram_baseline
-from vlmoe_core.train.health import RouterHealth, dead_experts
+from vlmoe_core.train.health import Alarm, RouterHealth
 from vlmoe_core.train.interrupt import Interrupt
 from vlmoe_core.train.metrics import MetricsLog
 from vlmoe_core.train.parallel import end_processes, on_main, refuse_broken
@@ -92,7 +93,7 @@ class Trainer:
             self.recipe.seed,
             self.recipe.data.on_error,
         )
-        self.alarmed: dict[str, int] = {}
+        self.alarm = Alarm()
 
     def fit(self, interrupt: Interrupt) -> int:
         """Train from the session's step to the last. Returns the number of broken examples that it met."""
@@ -103,16 +104,20 @@ class Trainer:
         if session.state.step == 0:
             self._evaluate(with_baseline=True)
         micros, broken = session.train_micros(), 0
-        pace = Pace(sum(self.recipe.batch.size.of(stream) for stream in STREAMS), session.state.step)
+        pace = Pace(sum(self.recipe.batch.size.of(stream) for stream in STREAMS))
         per_step = self.recipe.batch.num_micro // session.accelerator.num_processes
         for step in range(session.state.step, train.steps):
             logs = (step + 1) % train.log_every == 0 or step == 0
             health = RouterHealth() if logs else None
-            result = self.stepper(step, list(islice(micros, per_step)), health, lambda: interrupt.received is not None)
+            with pace.step():
+                drawn = list(islice(micros, per_step))
+                result = self.stepper(step, drawn, health, lambda: interrupt.received is not None)
             broken += result.broken
             session.state = replace(session.state, step=step + 1, positions=self._positions(step + 1))
             if health is not None:
-                self._log(result, health.summary(), pace.rate(step + 1))
+                self._log(result, health.summary(), pace.rate())
+                if step == 0:
+                    self._tell_capacity(health)
             self.reporter.advanced(step + 1)
             improved = self._is_due(train.eval_every) and self._evaluate()
             if improved or result.stop or self._is_due(train.save_every):
@@ -131,11 +136,13 @@ class Trainer:
         losses = {_metric_name(name): value for name, value in result.losses.items()}
         norm = {} if result.grad_norm is None else {"grad_norm": result.grad_norm}
         self._write("train", {"samples_per_s": rate, "lr": result.lr, **norm, **losses, **health})
-        dead = dead_experts(health)
-        for layer, number in dead.items():
-            if number > self.alarmed.get(layer, 0):
-                self.reporter.alarm(f"{layer}: {number} experts got no token at step {self.session.state.step}")
-        self.alarmed = dead
+        for message in self.alarm.messages(health):
+            self.reporter.alarm(f"{message}, the second time at step {self.session.state.step}")
+
+    def _tell_capacity(self, health: RouterHealth) -> None:
+        """The effective capacities of the first step: they are rounded up, and follow the number of tokens."""
+        for layer, group in health.groups.items():
+            self.reporter.note(f"{layer}: {group}")
 
     def _evaluate(self, with_baseline: bool = False) -> bool:
         """Write a line of held-out metrics. Returns whether the loss is the best so far.
@@ -191,16 +198,22 @@ class Trainer:
 
 
 class Pace:
-    """Examples per second since the last question, over all ranks."""
+    """Examples per second over all ranks; evaluations and checkpoints don't count, waiting for data does."""
 
-    def __init__(self, examples_per_step: int, step: int) -> None:
-        self.examples_per_step, self.step, self.time = examples_per_step, step, time.monotonic()
+    def __init__(self, examples_per_step: int) -> None:
+        self.examples_per_step, self.steps, self.seconds = examples_per_step, 0, 0.0
 
-    def rate(self, step: int) -> float:
-        """Examples per second, now that `step` steps are done."""
-        now = time.monotonic()
-        rate = (step - self.step) * self.examples_per_step / max(1e-9, now - self.time)
-        self.step, self.time = step, now
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Around one step."""
+        started = time.monotonic()
+        yield
+        self.steps, self.seconds = self.steps + 1, self.seconds + time.monotonic() - started
+
+    def rate(self) -> float:
+        """Examples per second since the last question."""
+        rate = self.steps * self.examples_per_step / max(1e-9, self.seconds)
+        self.steps, self.seconds = 0, 0.0
         return rate
 
 

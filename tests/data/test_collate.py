@@ -1,0 +1,59 @@
+"""Samples become a packed batch without padding."""
+
+import numpy as np
+import pytest
+import torch
+
+from vlmoe_core.data.collate import collate
+from vlmoe_core.data.config import STREAMS, StreamName
+from vlmoe_core.data.example import Sample
+
+
+def sample(position: int, hidden: list[int] | None = None, length: int | None = None) -> Sample:
+    """An image with hidden patches of 4, a text with that many tokens whose last but one is hidden, or both."""
+    pixels = mask = ids = targets = None
+    if hidden is not None:
+        pixels = np.full((3, 4, 4), position, np.uint8)
+        mask = np.isin(np.arange(4), hidden)
+    if length is not None:
+        ids = np.arange(length, dtype=np.int64) + 10 * position
+        targets = np.full(length, -1, np.int64)
+        targets[-2] = 5
+    return Sample(f"sample {position}", position, position if hidden is not None else -1, pixels, mask, ids, targets)
+
+
+def test_pairs() -> None:
+    batch = collate("pair", [sample(4, [0, 3], 3), sample(7, [1], 5)], 4, 4)
+    assert batch.fused
+    assert batch.pixels_ICHW.shape == (2, 3, 4, 4) and batch.pixels_ICHW.dtype == torch.uint8
+    assert batch.pixels_ICHW[:, 0, 0, 0].tolist() == [4, 7]
+    assert batch.patch_mask_IP.tolist() == [[True, False, False, True], [False, True, False, False]]
+    assert batch.image_ids.tolist() == [4, 7]
+    assert batch.sequence_of_image.tolist() == [0, 1]
+    assert batch.text_ids_T.tolist() == [40, 41, 42, 70, 71, 72, 73, 74]
+    assert batch.text_targets_T.tolist() == [-1, 5, -1, -1, -1, -1, 5, -1]
+    assert batch.text_positions_T.tolist() == [0, 1, 2, 0, 1, 2, 3, 4]
+    assert batch.sequence_of_text.tolist() == [0, 0, 0, 1, 1, 1, 1, 1]
+    assert batch.example_of_sequence.tolist() == [0, 1]
+    assert batch.positions.tolist() == [4, 7]
+    assert (batch.longest_text, batch.num_masked_patches, batch.num_masked_words) == (5, 3, 2)
+
+
+def test_single_inputs() -> None:
+    images, texts = collate("image", [sample(2, [0])], 4, 4), collate("text", [sample(3, None, 4)], 4, 4)
+    assert not images.fused and not texts.fused
+    assert (images.num_images, images.text_ids_T.numel(), images.longest_text) == (1, 0, 0)
+    assert (texts.num_images, texts.text_ids_T.tolist(), texts.longest_text) == (0, [30, 31, 32, 33], 4)
+    assert (images.num_sequences, texts.num_sequences) == (1, 1)
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_no_sample_gives_an_empty_batch_of_the_same_shapes_and_types(stream: StreamName) -> None:
+    full = collate("pair", [sample(1, [0], 3)], 4, 4)
+    empty = collate(stream, [], 4, 4)
+    assert empty.num_sequences == empty.num_images == empty.num_masked_words == empty.num_masked_patches == 0
+    for name in vars(full):
+        there, here = getattr(full, name), getattr(empty, name)
+        if isinstance(there, torch.Tensor):
+            assert here.dtype == there.dtype, name
+            assert here.shape == (0, *there.shape[1:]), name

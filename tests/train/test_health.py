@@ -1,0 +1,46 @@
+"""Router health over a step, and the alarm of a dead expert."""
+
+import torch
+
+from vlmoe_core.config import exact
+from vlmoe_core.model.block import Routed
+from vlmoe_core.moe.plan import RoutingPlan, capacity_of, make_plan
+from vlmoe_core.train.health import Alarm, RouterHealth
+
+
+def plan(experts: list[int], factor: float | None = None) -> RoutingPlan:
+    """A plan that sends each token to a given one of four experts."""
+    logits = 5.0 * torch.nn.functional.one_hot(torch.tensor(experts, dtype=torch.int64), 4).float().view(-1, 4)
+    capacity = capacity_of(len(experts), 4, 1, None if factor is None else exact(factor))
+    return make_plan(logits, logits, top_k=1, weights="gate", priority="gate", capacity=capacity, noise_std=0.0)
+
+
+def test_an_expert_is_dead_only_if_no_micro_batch_used_it() -> None:
+    health = RouterHealth()
+    health.add([Routed(1, "text", plan([0, 0, 1]))])
+    health.add([Routed(1, "text", plan([2, 2, 2]))])
+    figures = health.summary()
+    assert figures["router/text/1/dead"] == 1
+    assert figures["router/text/1/busiest"] == 0.5
+    assert figures["router/text/1/dropped"] == 0
+
+
+def test_drops_and_the_effective_capacity_are_counted_by_group() -> None:
+    health = RouterHealth()
+    health.add([Routed(0, "vision", plan([0, 0, 0, 1], factor=1.25))])
+    assert health.summary()["router/vision/0/dropped"] == 0.25
+    assert health.groups == {"router/vision/0": "4 tokens to 4 experts, 2 places an expert"}
+
+
+def test_a_layer_that_no_token_came_to_is_left_out() -> None:
+    health = RouterHealth()
+    health.add([Routed(0, "vision", plan([]))])
+    assert health.summary() == {} and health.groups == {}
+
+
+def test_the_alarm_sounds_once_when_experts_stay_without_tokens() -> None:
+    alarm = Alarm()
+    dead = [{"router/text/1/dead": float(n), "router/text/1/busiest": 0.5} for n in (2, 0, 1, 1, 1, 2, 2, 0, 0)]
+    told = [alarm.messages(figures) for figures in dead]
+    assert [len(messages) for messages in told] == [0, 0, 0, 1, 0, 0, 1, 0, 0]
+    assert "router/text/1: 1 expert got no token" in told[3][0] and "2 experts" in told[6][0]

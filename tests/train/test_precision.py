@@ -1,5 +1,6 @@
 """bfloat16 with its copies of the expert weights, recomputed activations, compiled blocks."""
 
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 import vlmoe_core.train.step as step_module
 from tests.train.support import Blow, Child, assert_same_run, fresh_process, metrics, pretrain_child, tiny, train
+from vlmoe_core.errors import RecipeError
 from vlmoe_core.moe.experts import ExpertLinear
 from vlmoe_core.recipe.load import LoadedRecipe
 from vlmoe_core.train.reporter import Reporter
@@ -112,20 +114,26 @@ def test_recomputed_activations_change_nothing(tmp_path: Path, straight: Path, b
 
 
 def test_fp16_needs_a_gpu(tmp_path: Path) -> None:
-    from vlmoe_core.errors import RecipeError
-
     if torch.cuda.is_available():
         pytest.skip("for machines without a GPU")
     with pytest.raises(RecipeError, match="fp16, which needs a GPU; use bf16 or fp32"):
         train(tiny(tmp_path, "train.precision=fp16"), tmp_path / "run")
 
 
-def test_compiled_blocks_train(tmp_path: Path, straight: Path) -> None:
-    """One step and two evaluations; the noise comes from other kernels, so only what has none is equal."""
-    loaded = tiny(tmp_path, "train.compile=true", "train.steps=1", "optim.warmup_steps=1")
-    train(loaded, tmp_path / "run")
-    first, step, last = metrics(tmp_path / "run")
-    expected = metrics(straight)
-    assert {k: first[k] for k in first} == pytest.approx({k: expected[0][k] for k in first}, rel=1e-5)
-    assert step["loss/total"] == pytest.approx(expected[1]["loss/total"], rel=0.05)
-    assert last["loss/total"] < first["loss/total"]
+def test_compiled_blocks_train_and_none_falls_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward graphs of a block in training and evaluation.
+
+    They are not made into C++ here, which takes a minute. The limit on the variants of one function is lowered, so that
+    one block is enough to meet it.
+    """
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(compile_module, backend="aot_eager"))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    texts = "{text: [{source: scenes, size: 50}]}"
+    small = (f"data.train={texts}", f"data.eval={texts}", "batch={size: {text: 2}, micro: {text: 2}}", "train.steps=2")
+    small += ("train.eval_examples=2", "model.layers=1", "model.moe={text: {num_experts: 4, layers: [0]}}")
+    train(tiny(tmp_path, *small, "train.compile=true"), tmp_path / "compiled")
+    train(tiny(tmp_path, *small), tmp_path / "eager")
+    for compiled, eager in zip(metrics(tmp_path / "compiled"), metrics(tmp_path / "eager"), strict=True):
+        assert compiled["loss/total"] == pytest.approx(eager["loss/total"], rel=1e-4)

@@ -17,6 +17,7 @@ from vlmoe_core.tokenizers.visual import VisualTokenizer
 from vlmoe_core.train.fitting import Tokenizers
 
 HELD_OUT_SEED = 0
+VARIANTS_OF_A_BLOCK = 32
 
 
 def build_objective(recipe: Recipe, visual: VisualTokenizer | None) -> nn.Module:
@@ -32,9 +33,21 @@ def build_objective(recipe: Recipe, visual: VisualTokenizer | None) -> nn.Module
     module = plugin_module("vlmoe_core.objectives.kinds", recipe.objective.name)
     objective: nn.Module = module.build(recipe.objective, encoder, words, codes, visual)
     if recipe.train.compile:
-        for block in encoder.blocks:
-            block.compile(dynamic=True)
+        _compile_blocks(encoder)
     return objective
+
+
+def _compile_blocks(encoder: Encoder) -> None:
+    """Compile each block: a variant for each stream in training and in evaluation, with and without a mask.
+
+    Torch allows 8 variants for all blocks together, whose code is one function; beyond that it would go on uncompiled
+    with no more than a warning.
+    """
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, VARIANTS_OF_A_BLOCK * len(encoder.blocks))
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, limits.recompile_limit)
+    for block in encoder.blocks:
+        block.compile(dynamic=True)
 
 
 def build_dataset(recipe: Recipe, split: SplitConfig, tokenizers: Tokenizers, training: bool) -> MicroBatches:

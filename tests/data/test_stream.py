@@ -88,6 +88,8 @@ def test_generators_depend_on_seed_stream_and_position_alone() -> None:
     draws = {(seed, p): stream(source, seed=seed).random(p).random() for seed in (0, 1) for p in range(20)}
     assert len(set(draws.values())) == 40
     assert stream(source).random(3).random() == draws[0, 3]
+    pairs = SplitConfig.model_validate({"pair": [{"source": "scenes"}]}).pair
+    assert Stream("pair", pairs, (source,), 0).random(3).random() != draws[0, 3]
     assert stream(Numbers("b", 9)).random(3).random() == draws[0, 3]
 
 

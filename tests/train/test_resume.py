@@ -6,11 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.support import Blow, Child, Scaled, assert_same_run, metrics, pretrain_child, tiny, train
+from tests.train.support import (
+    Blow,
+    Child,
+    Scaled,
+    assert_same_run,
+    fresh_process,
+    metrics,
+    pretrain_child,
+    tiny,
+    train,
+)
 from vlmoe_core.checkpoint.layout import list_checkpoints, step_of
 from vlmoe_core.checkpoint.read import read_checkpoint
 from vlmoe_core.errors import CheckpointError, RecipeError, UsageError
-from vlmoe_core.train.run import Outcome
+from vlmoe_core.train.reporter import Reporter
+from vlmoe_core.train.run import Outcome, pretrain
+from vlmoe_core.train.session import RunOptions
 
 LAST = 6
 RUN, SESSION, FITTING = "vlmoe_core.train.run", "vlmoe_core.train.session", "vlmoe_core.train.fitting"
@@ -21,14 +33,11 @@ STEP = f"{RUN}:Stepper"
 BEFORE_THE_FIRST_CHECKPOINT = {
     "folder not yet made": Blow(SESSION, "start_folder", before=True),
     "recipe not yet renamed": Blow("pathlib:Path", "rename", before=True),
-    "folder just made": Blow(SESSION, "start_folder"),
     "text tokenizer fitted": Blow(FITTING, "obtain_text"),
     "visual tokenizer fitted": Blow(FITTING, "obtain_visual"),
     "tokenizers not yet renamed": Blow(FITTING, "rename", before=True),
-    "tokenizers written": Blow(FITTING, "rename"),
     "start evaluated": Blow(LOG, "write"),
     "one step": Blow(STEP, "__call__", 1),
-    "first save, no tensor written": Blow(WRITE, "write_tensors", 1, before=True),
     "first save, model written": Blow(WRITE, "write_tensors", 1),
     "first save, not yet renamed": Blow(WRITE, "put_in_place", 1, before=True),
 }
@@ -36,13 +45,11 @@ AFTER_IT = {
     "first save done": (2, Blow(WRITE, "put_in_place", 1)),
     "third step": (2, Blow(STEP, "__call__", 3)),
     "third step evaluated": (2, Blow(RUN, "evaluate", 2)),
-    "fourth step": (3, Blow(STEP, "__call__", 4)),
     "third save, optimiser written": (3, Blow(WRITE, "write_tensors", 6)),
     "third save done, nothing removed": (4, Blow(WRITE, "put_in_place", 3)),
     "a checkpoint half removed": (4, Blow("shutil", "rmtree", 2, before=True)),
     "fifth step": (4, Blow(STEP, "__call__", 5)),
     "last step": (4, Blow(STEP, "__call__", 6)),
-    "last step logged": (4, Blow(LOG, "write", 9)),
     "last save done": (6, Blow(WRITE, "put_in_place", 4)),
 }
 
@@ -104,12 +111,36 @@ def test_a_finished_run_resumes_to_its_end_without_a_change(tmp_path: Path, stra
 
 
 def test_resume_from_an_earlier_checkpoint_goes_the_same_way_again(tmp_path: Path, straight: Path) -> None:
+    """Later checkpoints go at once: else a kill would leave them as the newest, with metrics that were cut."""
     loaded, run = tiny(tmp_path, "train.keep_last=9"), tmp_path / "run"
     train(loaded, run)
-    train(loaded, tmp_path / "elsewhere", resume=None)
-    outcome = Child(pretrain_child, loaded, None, str(run / "checkpoints" / "step-00000002")).answer()
+    earlier = str(run / "checkpoints" / "step-00000002")
+    assert Child(pretrain_child, loaded, None, earlier, Blow(STEP, "__call__", 1)).wait() == -signal.SIGKILL
+    assert newest_step(run) == 2
+    outcome = Child(pretrain_child, loaded, None, earlier).answer()
     assert isinstance(outcome, Outcome) and outcome.folder == run
     assert_same_run(run, straight, LAST)
+
+
+def test_overwrite_replaces_the_run(tmp_path: Path, straight: Path) -> None:
+    run = tmp_path / "run"
+    train(tiny(tmp_path, "train.steps=2", "seed=8"), run)
+    (run / "notes.txt").write_text("a user's own")
+    fresh_process()
+    pretrain(tiny(tmp_path), RunOptions(run, overwrite=True), Reporter())
+    assert_same_run(run, straight, LAST)
+    assert [p.name for p in list_checkpoints(run)] == [p.name for p in list_checkpoints(straight)]
+    assert (run / "notes.txt").exists()
+
+
+def test_resume_and_overwrite_exclude_each_other(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="give one of them"):
+        pretrain(tiny(tmp_path), RunOptions(tmp_path / "run", "auto", overwrite=True), Reporter())
+
+
+def test_resume_and_out_must_mean_the_same_run(tmp_path: Path, straight: Path) -> None:
+    with pytest.raises(UsageError, match=r"goes on in .*run, not in --out .*other; leave --out away"):
+        train(tiny(tmp_path), tmp_path / "other", resume=str(straight))
 
 
 def test_another_recipe_is_refused_by_field(tmp_path: Path) -> None:

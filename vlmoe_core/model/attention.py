@@ -44,7 +44,7 @@ class Attention(nn.Module):
 def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of (S, H, L, d) queries, keys and values; in float32 on a CPU.
 
-    In bfloat16 the backward pass of the CPU kernel is 3.5 times slower than in float32 (docs/PERFORMANCE.md).
+    In bfloat16 the backward pass of the CPU kernel is slower than in float32 (docs/PERFORMANCE.md).
     """
     if q.device.type != "cpu" or q.dtype == torch.float64:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

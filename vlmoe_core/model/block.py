@@ -75,7 +75,7 @@ class Block(nn.Module):
         if layout.fused and "vl" in self.ffn:
             return self._modality("vl", x_TD)
         if len(layout.modalities) == 1:
-            # The other modality's gradient would be zero at full size: a quarter of the sparse layers' time on a CPU.
+            # The other modality's experts would get a gradient of zeros at full size (docs/PERFORMANCE.md).
             return self._modality(layout.modalities[0], x_TD)
         image, image_routed = self._modality("vision", x_TD[: layout.num_image_tokens])
         text, text_routed = self._modality("text", x_TD[layout.num_image_tokens :])

@@ -1,0 +1,91 @@
+"""Several processes as a user starts them: our launcher and torchrun, with real commands."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.train.support import free_port, metrics, tiny
+from vlmoe_core.checkpoint.layout import list_checkpoints
+from vlmoe_core.errors import TrainError, UsageError
+from vlmoe_core.train.config import TrainConfig
+from vlmoe_core.train.launch import launch
+from vlmoe_core.train.parallel import build_accelerator
+
+LAUNCH = "import sys; from vlmoe_core.train.launch import launch; sys.exit(launch(2, sys.argv[1:]))"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def texts_only(folder: Path, steps: int) -> Path:
+    """The file of a recipe that starts fast: no image at all."""
+    texts = "{text: [{source: scenes, size: 50}]}"
+    batch = "batch={size: {text: 4}, micro: {text: 2}}"
+    overrides = (f"data.train={texts}", f"data.eval={texts}", batch, f"train.steps={steps}", "train.keep_last=99")
+    path = folder / "texts.yaml"
+    path.write_text(tiny(folder, *overrides).text)
+    return path
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    for _ in range(600):
+        if path.exists():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    raise AssertionError(f"{path} did not come")
+
+
+def test_ctrl_c_ends_all_processes_with_a_checkpoint(tmp_path: Path) -> None:
+    recipe, run = texts_only(tmp_path, steps=2000), tmp_path / "run"
+    command = [sys.executable, "-c", LAUNCH, "pretrain", str(recipe), "--out", str(run)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, text=True, env=ENVIRONMENT, **pipes)  # type: ignore[call-overload]
+    wait_for(run / "checkpoints" / "step-00000004", process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT, errors
+    assert "Traceback" not in errors
+    last = json.loads((list_checkpoints(run)[-1] / "state.json").read_text())["step"]
+    trained = [line["step"] for line in metrics(run) if line["split"] == "train"]
+    assert trained == list(range(1, last + 1)) and 4 <= last < 2000
+
+
+def test_torchrun_trains_one_run_on_two_processes(tmp_path: Path) -> None:
+    recipe, run = texts_only(tmp_path, steps=2), tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    command += ["-m", "vlmoe_cli", "pretrain", str(recipe), "--out", str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [(line["split"], line["step"]) for line in metrics(run)] == [
+        ("eval", 0), ("train", 1), ("train", 2), ("eval", 2),
+    ]  # fmt: skip
+    assert "broadcast_buffers" not in done.stderr
+
+
+def test_a_failure_has_the_exit_code_of_its_process(tmp_path: Path) -> None:
+    """An unknown recipe is what the user typed: 2."""
+    code = subprocess.run(
+        [sys.executable, "-c", LAUNCH, "pretrain", str(tmp_path / "absent.yaml")],
+        capture_output=True, env=ENVIRONMENT, check=False,
+    )  # fmt: skip
+    assert code.returncode == 2
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UsageError, match=r"--num-processes 3, but this machine has 1 GPU\(s\); give 1 or less"):
+        launch(3, ["pretrain", "x"])
+
+
+def test_processes_that_would_train_alone_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Accelerate alone finds no backend on a CPU under torchrun and says nothing: each would write the same folder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("vlmoe_core.train.parallel._meets_on_cpu", lambda: False)
+    with pytest.raises(TrainError, match=r"2 processes were started \(WORLD_SIZE\), but each would train alone"):
+        build_accelerator(TrainConfig(steps=1), 4, str(tmp_path))

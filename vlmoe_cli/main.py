@@ -46,8 +46,8 @@ app.command()(env.env)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `vlmoe` with these arguments, by default those of the process; always ends with SystemExit."""
-    # OpenMP reads it when torch is loaded. Threads that spin while they wait take the cores from the loader's processes and
-    # from everything else on the machine: a training step beside two busy programs took 5.7 times as long.
+    # OpenMP reads it when torch is loaded. Threads that spin while they wait take the cores from the loader's processes
+    # and from all else on the machine: a training step beside two busy programs took 5.7 times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     typed = _debug_first(sys.argv[1:] if arguments is None else arguments)
     guarded(lambda: app(typed, prog_name="vlmoe"))

@@ -39,8 +39,7 @@ def pretrain(
     if num_processes is not None:
         from vlmoe_core.train.launch import launch
 
-        launch(num_processes, _arguments(recipe, overrides or [], out, resume, overwrite, json))
-        return
+        raise typer.Exit(launch(num_processes, _arguments(recipe, overrides or [], out, resume, overwrite, json)))
 
     from vlmoe_cli.progress import progress
     from vlmoe_core.train.run import pretrain as run

@@ -113,9 +113,8 @@ def test_recomputed_activations_change_nothing(tmp_path: Path, straight: Path, b
     assert metrics(tmp_path / "recomputed") == metrics(expected)
 
 
-def test_fp16_needs_a_gpu(tmp_path: Path) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("for machines without a GPU")
+def test_fp16_needs_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RecipeError, match="fp16, which needs a GPU; use bf16 or fp32"):
         train(tiny(tmp_path, "train.precision=fp16"), tmp_path / "run")
 

@@ -4,6 +4,7 @@ import gc
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
 import torch
 import torch.distributed as dist
@@ -28,6 +29,12 @@ def build_accelerator(config: TrainConfig, num_micro: int, project_dir: str) -> 
     """
     if config.precision == "fp16" and not torch.cuda.is_available():
         raise RecipeError("train.precision is fp16, which needs a GPU; use bf16 or fp32 on this machine")
+    absent = [name for name in config.trackers if find_spec(name) is None]
+    if absent:
+        raise RecipeError(
+            f"train.trackers names {', '.join(absent)}, which is not installed; pip install 'vlmoe[trackers]', or take it "
+            "out: metrics.jsonl is always written"
+        )
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

@@ -14,13 +14,13 @@ PARTS = {
     "mlm": "words of texts",
     "mim": "patches of images",
     "vlm_text": "words of captions",
-    "vlm_image": "patches of captioned images",
+    "vlm_image": "patches of pairs",
 }
 
 
 def main(out: Path, runs: dict[str, Path]) -> None:
     """One panel a loss, one line a run, the unigram baseline dashed."""
-    figure, axes = pyplot.subplots(1, len(PARTS), figsize=(14, 3.4), constrained_layout=True)
+    figure, axes = pyplot.subplots(1, len(PARTS), figsize=(15, 3.4), constrained_layout=True)
     for axis, (part, title) in zip(axes, PARTS.items(), strict=True):
         for name, folder in runs.items():
             lines = read_metrics(folder / "metrics.jsonl", "eval")

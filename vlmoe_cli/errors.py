@@ -23,8 +23,7 @@ def guarded(command: Callable[[], object]) -> None:
     try:
         command()
     except VlmoeError as error:
-        # Such an error is the same in every process of a run: one of them tells it.
-        _fail(str(error) if os.environ.get("RANK", "0") == "0" else "", error.exit_code)
+        _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except BrokenPipeError:
@@ -45,9 +44,8 @@ def _debugging() -> bool:
 def _fail(message: str, exit_code: int) -> NoReturn:
     if _debugging():
         traceback.print_exc()
-    if message:
-        typer.secho("error: ", err=True, nl=False, fg=typer.colors.RED, bold=True)
-        typer.echo(message, err=True)
+    typer.secho("error: ", err=True, nl=False, fg=typer.colors.RED, bold=True)
+    typer.echo(message, err=True)
     sys.exit(exit_code)
 
 

@@ -37,11 +37,11 @@ def masked(
     json: JsonOption = False,
 ) -> None:
     """Fill the [MASK]s of a text and the hidden patches of a picture."""
-    from vlmoe_core.analysis.masked import fill_gaps
+    from vlmoe_core.analysis.masked import fill_gaps, save_picture, stream_of
     from vlmoe_core.train.trained import load_trained, newest_run
 
     output = Output(json)
-    trained = load_trained(model or newest_run())
+    trained = load_trained(model or newest_run(stream_of(image, text)))
     output.note(f"model {trained.path}, step {trained.step}")
     filled = fill_gaps(trained, image, text, top, seed)
     rows = [
@@ -51,7 +51,7 @@ def masked(
     ]
     output.table(rows)
     if filled.picture is not None:
-        filled.picture.save(out)
+        save_picture(filled.picture, out)
         output.text(f"{filled.hidden} hidden patches filled in: {out}")
     output.data(
         {"model": trained.path, "masks": rows, "hidden": filled.hidden, "picture": out if filled.picture else None}

@@ -111,6 +111,7 @@ def _rows(first: dict[str, Any], last: dict[str, Any]) -> list[dict[str, Any]]:
 def _next_command(typed: str, outcome: "Outcome", recipe: "Recipe") -> str:
     if not outcome.finished:
         return f"vlmoe pretrain {typed} --resume {outcome.folder}"
-    knows_words = recipe.batch.size.text or recipe.batch.size.pair
-    example = '--text "a red [MASK] left of a circle"' if knows_words else "--image PICTURE"
+    words = '--text "a red [MASK] left of a circle"'
+    size = recipe.batch.size
+    example = words if size.text else f"--image PICTURE {words}" if size.pair else "--image PICTURE"
     return f"vlmoe predict masked --model {outcome.folder} {example}"

@@ -1,6 +1,8 @@
 """What a run shows while it trains: a live panel in a terminal, plain lines elsewhere. All of it goes to stderr."""
 
+import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -43,11 +45,8 @@ def health_line(figures: Mapping[str, float]) -> str:
     )
 
 
-class PlainProgress(Reporter):
-    """A line for each event: for files, pipes and CI."""
-
-    def __init__(self) -> None:
-        self.steps = 0
+class SilentProgress(Reporter):
+    """Nothing: what every process of a run but the first one shows."""
 
     def __enter__(self) -> Self:
         return self
@@ -57,6 +56,14 @@ class PlainProgress(Reporter):
     ) -> None:
         pass
 
+
+class PlainProgress(SilentProgress):
+    """A line for each event: for files, pipes and CI."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.since = (0, 0.0)
+
     def note(self, message: str) -> None:
         self._line(message)
 
@@ -64,13 +71,14 @@ class PlainProgress(Reporter):
         self._line(f"ALARM {message}")
 
     def started(self, recipe: "Recipe", folder: Path, step: int, parameters: int) -> None:
-        self.steps = recipe.train.steps
+        self.steps, self.since = recipe.train.steps, (step, time.monotonic())
         self._line(f"{parameters:,} parameters; {self.steps - step} steps from step {step}; run folder {folder}")
 
     def stepped(self, record: Mapping[str, Any]) -> None:
         losses = "  ".join(f"{name} {value:.3f}" for name, value in losses_of(record).items())
         health = "  ".join(f"{modality}: {health_line(figures)}" for modality, figures in health_of(record).items())
-        self._line(f"step {record['step']}/{self.steps}  {losses}  {record['samples_per_s']:.0f} samples/s  {health}")
+        pace = f"{record['samples_per_s']:.0f} samples/s, {self._left(int(record['step']))} left"
+        self._line(f"step {record['step']}/{self.steps}  {losses}  {pace}  {health}")
 
     def evaluated(self, record: Mapping[str, Any]) -> None:
         losses = "  ".join(f"{name} {value:.3f}" for name, value in losses_of(record).items())
@@ -78,6 +86,12 @@ class PlainProgress(Reporter):
 
     def saved(self, path: Path) -> None:
         self._line(f"saved {path}")
+
+    def _left(self, step: int) -> str:
+        """Time to the last step at the mean pace so far, evaluations included."""
+        first, started = self.since
+        seconds = round((time.monotonic() - started) / max(1, step - first) * (self.steps - step))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
     def _line(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -181,6 +195,8 @@ class LiveProgress(Reporter):
         return table
 
 
-def progress() -> PlainProgress | LiveProgress:
-    """The display that suits where stderr goes."""
+def progress() -> SilentProgress | LiveProgress:
+    """The display that suits this process and where its stderr goes."""
+    if os.environ.get("RANK", "0") != "0":
+        return SilentProgress()
     return LiveProgress() if sys.stderr.isatty() else PlainProgress()

@@ -1,5 +1,7 @@
 """Predicting the gaps of a text and of a picture."""
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from vlmoe_core.analysis.masked import GAP, VEIL, fill_gaps
+from tests.train.support import tiny, train
+from vlmoe_core.analysis.masked import GAP, VEIL, fill_gaps, save_picture
 from vlmoe_core.data.scenes.draw import draw
 from vlmoe_core.data.scenes.world import make_scene
 from vlmoe_core.errors import DataError, UsageError
-from vlmoe_core.train.trained import Trained
+from vlmoe_core.train.trained import Trained, load_trained, newest_run
 
 
 @pytest.fixture
@@ -86,3 +89,36 @@ def test_a_gray_picture_of_another_size_is_taken(trained: Trained, tmp_path: Pat
     path = tmp_path / "gray.png"
     Image.new("L", (50, 30), 90).save(path)
     assert fill_gaps(trained, path, None, top=1, seed=0).hidden == 6
+
+
+def test_a_text_without_a_mask_is_refused(trained: Trained) -> None:
+    with pytest.raises(UsageError, match=r"has no \[MASK\]"):
+        fill_gaps(trained, None, "a red square", top=1, seed=0)
+
+
+def test_input_that_the_model_was_not_trained_on_is_refused(tmp_path: Path) -> None:
+    empty = ["data.train.text=[]", "data.train.pair=[]", "data.eval.text=[]", "data.eval.pair=[]"]
+    sizes = [f"batch.{which}.{stream}=0" for which in ("size", "micro") for stream in ("text", "pair")]
+    folder = train(tiny(tmp_path, "train.steps=1", "optim.warmup_steps=1", *empty, *sizes), tmp_path / "out").folder
+    with pytest.raises(UsageError, match="trained on the streams image, not on single texts"):
+        fill_gaps(load_trained(folder), None, "a red [MASK]", top=1, seed=0)
+
+
+def test_the_newest_finished_run_that_fits_is_found(tmp_path: Path, run_folder: Path) -> None:
+    with pytest.raises(UsageError, match="no finished run"):
+        newest_run("text", tmp_path)
+    for name in ("older", "newer", "unfinished"):
+        shutil.copytree(run_folder, tmp_path / name)
+    os.utime(tmp_path / "older" / "metrics.jsonl", (1, 1))
+    recipe = tmp_path / "unfinished" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("steps: 2", "steps: 5"))
+    assert newest_run("text", tmp_path) == tmp_path / "newer"
+
+
+def test_the_picture_is_a_png_whatever_its_name(trained: Trained, picture: Path, tmp_path: Path) -> None:
+    filled = fill_gaps(trained, picture, None, top=1, seed=0)
+    assert filled.picture is not None
+    save_picture(filled.picture, tmp_path / "filled")
+    assert (tmp_path / "filled").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UsageError, match="can't be written"):
+        save_picture(filled.picture, tmp_path / "nowhere" / "filled.png")

@@ -278,7 +278,6 @@ def test_state_keeps_every_number(tmp_path: Path) -> None:
         best_score=0.1 + 0.2,
         best_step=2,
         metrics_offset=12345,
-        tracker_runs={"wandb": "abc"},
         recipe="é",
     )
     path = write_checkpoint(tmp_path, {}, {}, state, "", lambda folder: None)

@@ -79,8 +79,21 @@ def test_an_epoch_of_one_source_is_its_length() -> None:
 
 def test_an_epoch_of_a_mixture_ends_with_the_first_source_that_ends() -> None:
     one = stream(Numbers("a", 100), Numbers("b", 6), weights=(3, 1))
-    assert one.epoch == 24
-    assert len(set(names(one, 0, 24))) == 24
+    assert len(set(names(one, 0, one.epoch))) == one.epoch
+    assert names(one, 0, one.epoch + 1)[-1] in names(one, 0, one.epoch)
+    assert 24 <= one.epoch < 28
+
+
+@pytest.mark.parametrize(
+    ("weights", "sizes"), [((5437, 9821, 333), (543, 982, 33)), ((0.123, 0.877), (30, 300)), ((1, 1, 1), (5, 9, 7))]
+)
+def test_nothing_is_repeated_before_the_epoch_ends_whatever_the_weights(
+    weights: tuple[float, ...], sizes: tuple[int, ...]
+) -> None:
+    one = stream(*(Numbers(letter, size) for letter, size in zip("abc", sizes, strict=False)), weights=weights)
+    drawn = names(one, 0, one.epoch)
+    assert len(set(drawn)) == len(drawn)
+    assert names(one, 0, one.epoch + 1)[-1] in drawn
 
 
 def test_generators_depend_on_seed_stream_and_position_alone() -> None:

@@ -5,7 +5,7 @@ import torch
 from vlmoe_core.config import exact
 from vlmoe_core.model.block import Routed
 from vlmoe_core.moe.plan import RoutingPlan, capacity_of, make_plan
-from vlmoe_core.train.health import Alarm, RouterHealth
+from vlmoe_core.train.health import Alarm, HealthSummary, RouterHealth
 
 
 def plan(experts: list[int], factor: float | None = None) -> RoutingPlan:
@@ -19,7 +19,9 @@ def test_an_expert_is_dead_only_if_no_micro_batch_used_it() -> None:
     health = RouterHealth()
     health.add([Routed(1, "text", plan([0, 0, 1]))])
     health.add([Routed(1, "text", plan([2, 2, 2]))])
-    figures = health.summary()
+    summary = health.summary()
+    figures = summary.figures
+    assert summary.idle == {"router/text/1": frozenset({3})}
     assert figures["router/text/1/dead"] == 1
     assert figures["router/text/1/busiest"] == 0.5
     assert figures["router/text/1/dropped"] == 0
@@ -28,19 +30,20 @@ def test_an_expert_is_dead_only_if_no_micro_batch_used_it() -> None:
 def test_drops_and_the_effective_capacity_are_counted_by_group() -> None:
     health = RouterHealth()
     health.add([Routed(0, "vision", plan([0, 0, 0, 1], factor=1.25))])
-    assert health.summary()["router/vision/0/dropped"] == 0.25
+    assert health.summary().figures["router/vision/0/dropped"] == 0.25
     assert health.groups == {"router/vision/0": "4 tokens to 4 experts, 2 places an expert"}
 
 
 def test_a_layer_that_no_token_came_to_is_left_out() -> None:
     health = RouterHealth()
     health.add([Routed(0, "vision", plan([]))])
-    assert health.summary() == {} and health.groups == {}
+    assert health.summary() == HealthSummary({}, {}) and health.groups == {}
 
 
-def test_the_alarm_sounds_once_when_experts_stay_without_tokens() -> None:
+def test_the_alarm_names_an_expert_once_when_it_stays_without_tokens() -> None:
     alarm = Alarm()
-    dead = [{"router/text/1/dead": float(n), "router/text/1/busiest": 0.5} for n in (2, 0, 1, 1, 1, 2, 2, 0, 0)]
-    told = [alarm.messages(figures) for figures in dead]
+    steps = [{0, 1}, {2}, {3}, {3}, {3}, {3, 0}, {0, 3}, {0}, set()]
+    told = [alarm.messages({"router/text/1": frozenset(idle)}) for idle in steps]
     assert [len(messages) for messages in told] == [0, 0, 0, 1, 0, 0, 1, 0, 0]
-    assert "router/text/1: 1 expert got no token" in told[3][0] and "2 experts" in told[6][0]
+    assert told[3] == ["router/text/1: no token chose expert 3 at two logged steps in a row"]
+    assert "expert 0 " in told[6][0]

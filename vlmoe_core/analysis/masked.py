@@ -15,13 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 from vlmoe_core.data.collate import collate
-from vlmoe_core.data.config import StreamName
+from vlmoe_core.data.config import STREAMS, StreamName
 from vlmoe_core.data.example import Sample
 from vlmoe_core.data.images import ImageTransform
 from vlmoe_core.errors import DataError, UsageError
 from vlmoe_core.objectives.masking import Masking
 from vlmoe_core.train.trained import Trained
 
+INPUTS = {"image": "single images", "text": "single texts", "pair": "images with texts"}
 GAP = 8
 VEIL = 96
 
@@ -62,7 +63,8 @@ def fill_gaps(trained: Trained, image: Path | None, text: str | None, top: int, 
         UsageError: neither is given, or the model has not seen such input.
         DataError: the picture can't be read.
     """
-    stream = _stream_of(image, text)
+    stream = stream_of(image, text)
+    _check_known(trained, stream)
     sample = _make_sample(trained, stream, image, text, seed)
     model = trained.recipe.model
     batch = collate(stream, [sample], model.image_size, model.num_patches)
@@ -75,10 +77,17 @@ def fill_gaps(trained: Trained, image: Path | None, text: str | None, top: int, 
     return Filled(gaps, picture, int(sample.patch_mask.sum()))
 
 
-def _stream_of(image: Path | None, text: str | None) -> StreamName:
+def stream_of(image: Path | None, text: str | None) -> StreamName:
+    """The stream that such input is an example of. Raises UsageError if neither is given."""
     if image is None and text is None:
         raise UsageError("nothing to predict: give --text with a [MASK], --image, or both")
     return "pair" if image is not None and text is not None else "image" if image is not None else "text"
+
+
+def _check_known(trained: Trained, stream: StreamName) -> None:
+    known = [s for s in STREAMS if trained.recipe.batch.size.of(s)]
+    if stream not in known:
+        raise UsageError(f"{trained.path} was trained on the streams {', '.join(known)}, not on {INPUTS[stream]}")
 
 
 def _make_sample(trained: Trained, stream: StreamName, image: Path | None, text: str | None, seed: int) -> Sample:
@@ -86,12 +95,12 @@ def _make_sample(trained: Trained, stream: StreamName, image: Path | None, text:
     rng = random.Random(seed)
     pixels = mask = ids = targets = None
     if image is not None:
-        if trained.tokenizers.visual is None:
-            raise UsageError(f"{trained.path} was trained without images; give --text alone")
         pixels = _read_pixels(image, recipe.model.image_size, recipe.data.max_pixels, rng)
         mask = Masking.of(recipe.mask, recipe.model.grid, encoder).image(stream, rng)
     if text is not None:
         words = encoder.encode_masked(text)
+        if encoder.mask_id not in words and image is None:
+            raise UsageError(f"the text '{text}' has no [MASK] (in capitals) to predict")
         longest = recipe.model.max_text_length - 2
         if len(words) > longest:
             raise UsageError(
@@ -148,3 +157,11 @@ def side_by_side(panels: Sequence[NDArray[np.uint8]]) -> Image.Image:
     for number, image in enumerate(images):
         row.paste(image, (GAP + number * (width + GAP), GAP))
     return row
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a PNG, whatever the name ends in. Raises UsageError if it can't be written."""
+    try:
+        picture.save(path, format="PNG")
+    except OSError as error:
+        raise UsageError(f"the picture can't be written to {path}: {error.strerror}; choose another --out") from error

@@ -29,8 +29,6 @@ class RunState:
     """Step of that score."""
     metrics_offset: int = 0
     """Bytes of metrics.jsonl that belong to the steps so far: a resumed run cuts the file here."""
-    tracker_runs: Mapping[str, str] | None = None
-    """The run's id at each tracker, so that a resumed run goes on in the same one."""
     recipe: str = ""
     """Name of the recipe, for people to read."""
 

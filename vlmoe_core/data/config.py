@@ -46,7 +46,7 @@ class AugmentConfig(Config):
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Range of the crop's width over height."""
     horizontal_flip: float = Field(0.0, ge=0, le=1)
-    """Probability of mirroring. Keep 0 where captions say left and right."""
+    """Probability of mirroring. A caption that says left or right becomes false by it."""
     color_jitter: float = Field(0.0, ge=0, lt=1)
     """Brightness, contrast and saturation each change by a factor from (1 - x, 1 + x). BEiT: 0.4."""
 
@@ -100,7 +100,7 @@ class DataConfig(Config):
     """A picture whose header declares more pixels is refused as broken, before it is decoded."""
     on_error: Literal["raise", "skip"] = "raise"
     """A broken example stops the run with its name (raise), or leaves its place empty and is counted (skip)."""
-    workers: int | Literal["auto"] = "auto"
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Loader processes of each rank; 0: the training process loads; auto: one a core beyond the first, at most 4."""
     prefetch: int = Field(4, ge=1)
     """Micro-batches that each loader process prepares ahead."""

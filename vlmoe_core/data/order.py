@@ -63,26 +63,40 @@ def _mix(value: int) -> int:
 class Mixture:
     """Deals the positions of a stream out to its sources in the proportion of their weights.
 
-    Positions are cut into periods. In each period source i gets exactly `counts[i]` places, spread by a keyed
-    permutation; so the source at a position, and the number within the source, follow in closed form.
+    Positions are cut into periods, in each of which source i gets exactly `counts[i]` places: each place goes to the
+    source whose places lag its share most, so that no source is ever ahead of its share by a whole place. The numbers
+    within a source rise with the position.
     """
 
-    def __init__(self, weights: Sequence[float], key: int) -> None:
+    def __init__(self, weights: Sequence[float]) -> None:
         self.counts = period_counts([exact(w) for w in weights])
-        self.starts = [0, *accumulate(self.counts)]
-        self.key = key
-
-    @property
-    def period(self) -> int:
-        """Positions after which the counts repeat."""
-        return self.starts[-1]
+        self.period = sum(self.counts)
+        """Positions after which the sources come in the same order again."""
+        self.deal = _deal(self.counts)
+        """(source, how many of its places came before) of each place of a period."""
 
     def __call__(self, position: int) -> tuple[int, int]:
         """(source, number within the source) at a position."""
         period, place = divmod(position, self.period)
-        label = Permutation(self.period, derive_key(self.key, period))(place)
-        source = bisect_right(self.starts, label) - 1
-        return source, period * self.counts[source] + label - self.starts[source]
+        source, earlier = self.deal[place]
+        return source, period * self.counts[source] + earlier
+
+    def position_of(self, source: int, number: int) -> int:
+        """The position of the number-th example of a source."""
+        period, earlier = divmod(number, self.counts[source])
+        return period * self.period + self.deal.index((source, earlier))
+
+
+def _deal(counts: Sequence[int]) -> list[tuple[int, int]]:
+    """The sources of one period in order, each with the number of its earlier places."""
+    given = [0] * len(counts)
+    period = sum(counts)
+    deal = []
+    for place in range(period):
+        source = max(range(len(counts)), key=lambda i: (place + 1) * counts[i] - given[i] * period)
+        deal.append((source, given[source]))
+        given[source] += 1
+    return deal
 
 
 def period_counts(weights: Sequence[Fraction]) -> list[int]:

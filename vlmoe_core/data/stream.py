@@ -33,7 +33,7 @@ class Stream:
             SourceOrder(config, source.blocks, derive_key(key, number))
             for number, (config, source) in enumerate(zip(self.configs, self.sources, strict=True))
         )
-        object.__setattr__(self, "mixture", Mixture([c.weight for c in self.configs], key))
+        object.__setattr__(self, "mixture", Mixture([c.weight for c in self.configs]))
         object.__setattr__(self, "orders", orders)
 
     def __getitem__(self, position: int) -> Example:
@@ -48,8 +48,7 @@ class Stream:
     @property
     def epoch(self) -> int:
         """Positions until the first example of any source comes again."""
-        rows = zip(self.orders, self.mixture.counts, strict=True)
-        return min(order.size * self.mixture.period // count for order, count in rows)
+        return min(self.mixture.position_of(number, order.size) for number, order in enumerate(self.orders))
 
 
 def open_streams(

@@ -50,6 +50,8 @@ class MoEConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> "MoEConfig":
+        if self.layers == {}:
+            raise ValueError("layers is empty: give a list of blocks, or {every: n}")
         if self.top_k > self.num_experts:
             raise ValueError(
                 f"top_k ({self.top_k}) is more than num_experts ({self.num_experts}); lower top_k or add experts"

@@ -21,13 +21,18 @@ def tally(plan: RoutingPlan) -> Tensor:
     )
 
 
+def chosen(counts: Tensor) -> Tensor:
+    """How often each expert was chosen (E,), from (a sum of) tallies."""
+    return counts[:-3]
+
+
 def health_of(counts: Tensor) -> dict[str, Tensor]:
     """Health from (a sum of) tallies, as scalars on the device; all 0 but `dead` where there were no tokens.
 
     busiest: share of all choices that went to the busiest expert. dead: number of experts that no token chose.
     dropped: share of the choices that found no place. entropy: mean over tokens of the router's entropy, in nats.
     """
-    chosen_E, (dropped, entropy, tokens) = counts[:-3], counts[-3:].unbind()
+    chosen_E, (dropped, entropy, tokens) = chosen(counts), counts[-3:].unbind()
     choices = chosen_E.sum().clamp_min(1)
     return {
         "busiest": chosen_E.max() / choices,

@@ -15,7 +15,7 @@ from vlmoe_core.train.config import BatchConfig, OptimConfig, TrainConfig
 class Recipe(Config):
     """A pretraining run: model, data, tokenizers, masks, objective, batch, optimiser and training."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Seeds initialisation, data order, masks and all noise."""
     out: str | None = None
     """Run folder; null: runs/<name of the recipe>."""

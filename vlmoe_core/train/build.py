@@ -10,6 +10,7 @@ from vlmoe_core.data.config import STREAMS, SplitConfig, StreamName
 from vlmoe_core.data.loader import MicroBatches
 from vlmoe_core.data.prepare import build_preparer
 from vlmoe_core.data.stream import open_streams
+from vlmoe_core.model.block import Block
 from vlmoe_core.model.encoder import Encoder
 from vlmoe_core.objectives.masking import Masking
 from vlmoe_core.recipe.config import Recipe
@@ -32,21 +33,20 @@ def build_objective(recipe: Recipe, visual: VisualTokenizer | None) -> nn.Module
     encoder = Encoder(recipe.model, words, recompute=recipe.train.activation_checkpointing)
     module = plugin_module("vlmoe_core.objectives.kinds", recipe.objective.name)
     objective: nn.Module = module.build(recipe.objective, encoder, words, codes, visual)
-    if recipe.train.compile:
-        _compile_blocks(encoder)
     return objective
 
 
-def _compile_blocks(encoder: Encoder) -> None:
+def compile_blocks(objective: nn.Module) -> None:
     """Compile each block: a variant for each stream in training and in evaluation, with and without a mask.
 
     Torch allows 8 variants for all blocks together, whose code is one function; beyond that it would go on uncompiled
     with no more than a warning.
     """
     limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, VARIANTS_OF_A_BLOCK * len(encoder.blocks))
+    blocks = [module for module in objective.modules() if isinstance(module, Block)]
+    limits.recompile_limit = max(limits.recompile_limit, VARIANTS_OF_A_BLOCK * len(blocks))
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, limits.recompile_limit)
-    for block in encoder.blocks:
+    for block in blocks:
         block.compile(dynamic=True)
 
 

@@ -1,11 +1,13 @@
 """What a recipe says of training: batch, optimiser, schedule, precision, evaluation, checkpoints."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from vlmoe_core.config import Config
 from vlmoe_core.data.config import STREAMS, StreamName
+
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class StreamCounts(Config):
@@ -67,7 +69,7 @@ class OptimConfig(Config):
     """Peak learning rate."""
     min_lr: float = Field(0.0, ge=0)
     """Where the cosine ends, one step after the last."""
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Share, Share] = (0.9, 0.98)
     """Decay rates of the two moments (BEiT-3: 0.9, 0.98)."""
     eps: float = Field(1e-6, gt=0)
     """Added to the root of the second moment (BEiT-3: 1e-6)."""
@@ -77,6 +79,12 @@ class OptimConfig(Config):
     """Steps of linear warm-up from 0."""
     clip_norm: float | None = Field(1.0, gt=0)
     """Largest global norm of the gradient; null: no clipping."""
+
+    @model_validator(mode="after")
+    def _falls(self) -> Self:
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr ({self.min_lr}) is more than lr ({self.lr}), from which the rate falls")
+        return self
 
 
 class TrainConfig(Config):

@@ -33,7 +33,7 @@ def evaluate(objective: nn.Module, micros: Iterable[MicroBatch], device: torch.d
     totals = all_sum(torch.stack(list(sums.values()))).tolist()
     means = {f"loss/{name}": s / n for name, (s, n) in zip(sums, totals, strict=True) if n}
     total = sum(weights[name.removeprefix("loss/")] * mean for name, mean in means.items())
-    return {"loss/total": total, **means, **health.summary()}
+    return {"loss/total": total, **means, **health.summary().figures}
 
 
 @torch.no_grad()

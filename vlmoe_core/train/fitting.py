@@ -80,7 +80,7 @@ def obtain_text(recipe: Recipe, streams: Iterable[Stream], reporter: Reporter) -
     sources = [source for stream in streams if stream.name != "image" for source in stream.sources]
     if not sources:
         return wordless_tokenizer()
-    share = config.fit_texts // len(sources)
+    share = -(-config.fit_texts // len(sources))
     texts = [text for source in sources for text in islice(source.texts(), share)]
     tokenizer = fit_wordpiece(texts, config.vocab_size, config.lowercase)
     reporter.note(
@@ -105,7 +105,7 @@ def obtain_visual(recipe: Recipe, streams: Iterable[Stream], reporter: Reporter)
 def _fit_images(recipe: Recipe, streams: list[Stream]) -> Iterator[NDArray[np.uint8]]:
     """The first images of each stream, an equal share each, whole and resized."""
     transform = ImageTransform(recipe.model.image_size, None, recipe.data.max_pixels)
-    share = recipe.tokenizers.visual.fit_images // max(1, len(streams))
+    share = -(-recipe.tokenizers.visual.fit_images // max(1, len(streams)))
     for stream in streams:
         for position in range(min(share, stream.epoch)):
             try:

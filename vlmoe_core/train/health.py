@@ -1,12 +1,13 @@
 """How the experts of each sparse layer are used, summed over the micro-batches and ranks of one step."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vlmoe_core.model.block import Routed
-from vlmoe_core.moe.health import health_of, tally
+from vlmoe_core.moe.health import chosen, health_of, tally
 from vlmoe_core.train.parallel import all_sum, wide_dtype
 
 
@@ -30,34 +31,42 @@ class RouterHealth:
                 places = "dropless" if one.plan.capacity is None else f"{one.plan.capacity:,} places an expert"
                 self.groups[key] = f"{tokens:,} tokens to {one.plan.num_experts} experts, {places}"
 
-    def summary(self) -> dict[str, float]:
-        """Figures of every sparse layer over all ranks: `router/<modality>/<layer>/{busiest,dead,dropped,entropy}`.
-
-        A layer that no token came to is left out.
-        """
+    def summary(self) -> "HealthSummary":
+        """What all ranks' tallies say; a layer that no token came to is left out. All ranks call it."""
         figures: dict[str, float] = {}
+        idle: dict[str, frozenset[int]] = {}
         for key in sorted(self.tallies):
             counts = all_sum(self.tallies[key])
             if counts[-1] > 0:
                 figures |= {f"{key}/{name}": float(value) for name, value in health_of(counts).items()}
-        return figures
+                idle[key] = frozenset(torch.nonzero(chosen(counts) == 0)[:, 0].tolist())
+        return HealthSummary(figures, idle)
+
+
+@dataclass(frozen=True)
+class HealthSummary:
+    """The routers' health at one step."""
+
+    figures: Mapping[str, float]
+    """`router/<modality>/<layer>/{busiest,dead,dropped,entropy}`."""
+    idle: Mapping[str, frozenset[int]]
+    """The experts of each layer that no token chose."""
 
 
 class Alarm:
-    """Tells of experts that stay without tokens: one quiet step is chance, two logged steps in a row are a death."""
+    """Tells of experts that stay without tokens: one idle step is chance, two logged steps in a row are a death."""
 
     def __init__(self) -> None:
-        self.quiet: dict[str, int] = {}
-        self.dead: dict[str, int] = {}
+        self.idle: Mapping[str, frozenset[int]] = {}
+        self.dead: dict[str, frozenset[int]] = {}
 
-    def messages(self, figures: Mapping[str, float]) -> list[str]:
-        """What to say after a logged step: a line for each layer in which more experts are dead than before."""
-        quiet = {k.removesuffix("/dead"): int(n) for k, n in figures.items() if k.endswith("/dead") and n > 0}
-        dead = {layer: min(n, self.quiet[layer]) for layer, n in quiet.items() if layer in self.quiet}
-        told = [
-            f"{layer}: {n} {'expert' if n == 1 else 'experts'} got no token at two logged steps in a row"
-            for layer, n in dead.items()
-            if n > self.dead.get(layer, 0)
-        ]
-        self.quiet, self.dead = quiet, dead
+    def messages(self, idle: Mapping[str, frozenset[int]]) -> list[str]:
+        """What to say after a logged step: a line for each layer in which an expert died."""
+        dead = {layer: experts & self.idle.get(layer, frozenset()) for layer, experts in idle.items()}
+        told = []
+        for layer, experts in dead.items():
+            if died := sorted(experts - self.dead.get(layer, frozenset())):
+                names = ", ".join(map(str, died))
+                told.append(f"{layer}: no token chose expert {names} at two logged steps in a row")
+        self.idle, self.dead = idle, dead
         return told

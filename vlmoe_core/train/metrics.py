@@ -6,6 +6,8 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from vlmoe_core.errors import TrainError
+
 
 class MetricsLog:
     """Writes the lines of a run; only rank 0 holds one."""
@@ -15,8 +17,11 @@ class MetricsLog:
 
     def write(self, record: Mapping[str, float | str]) -> None:
         """Append one line and tell the trackers."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record, allow_nan=False) + "\n")
+        except OSError as error:
+            raise TrainError(f"{self.path} can't be written: {error.strerror}; --resume goes on when it can") from error
         split, step = str(record["split"]), int(record["step"])
         values = {f"{split}/{k}": v for k, v in record.items() if k not in ("step", "split", "time")}
         self.accelerator.log(values, step=step)

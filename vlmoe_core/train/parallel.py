@@ -32,8 +32,8 @@ def build_accelerator(config: TrainConfig, num_micro: int, project_dir: str) -> 
     absent = [name for name in config.trackers if find_spec(name) is None]
     if absent:
         raise RecipeError(
-            f"train.trackers names {', '.join(absent)}, which is not installed; pip install 'vlmoe[trackers]', or take it "
-            "out: metrics.jsonl is always written"
+            f"train.trackers names {', '.join(absent)}, which is not installed; pip install {' '.join(absent)}, or "
+            "take it out: metrics.jsonl is always written"
         )
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -141,6 +141,8 @@ def on_main(work: Callable[[], None]) -> None:
             work()
         except VlmoeError as caught:
             error = [caught]
+        except OSError as caught:
+            error = [TrainError(f"{caught.filename or 'a file'} can't be written: {caught.strerror or caught}")]
     if several_ranks():
         dist.broadcast_object_list(error)
     if error[0] is not None:

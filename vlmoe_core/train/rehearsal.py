@@ -60,7 +60,7 @@ def try_step(recipe: Recipe, visual: VisualTokenizer | None, batches: Mapping[St
     Raises:
         TrainError: the loss or the gradient is not finite.
     """
-    objective = build_objective(_uncompiled(recipe), visual)
+    objective = build_objective(recipe, visual)
     optimizer = build_optimizer(objective, recipe.optim)
     lowers = recipe.train.precision == "bf16"
     if lowers:
@@ -75,10 +75,6 @@ def try_step(recipe: Recipe, visual: VisualTokenizer | None, batches: Mapping[St
     optimizer.step()
     refresh_expert_copies(objective)
     return float(total.detach())
-
-
-def _uncompiled(recipe: Recipe) -> Recipe:
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"compile": False})})
 
 
 def _require_finite(losses: Mapping[str, float], grad_norm: float) -> None:

@@ -17,7 +17,7 @@ from vlmoe_core.data.loader import MicroBatch
 from vlmoe_core.errors import TrainError
 from vlmoe_core.recipe.load import LoadedRecipe, dump_recipe
 from vlmoe_core.train.evaluate import evaluate, unigram_baseline
-from vlmoe_core.train.health import Alarm, RouterHealth
+from vlmoe_core.train.health import Alarm, HealthSummary, RouterHealth
 from vlmoe_core.train.interrupt import Interrupt
 from vlmoe_core.train.metrics import MetricsLog
 from vlmoe_core.train.parallel import end_processes, on_main, refuse_broken
@@ -132,11 +132,11 @@ class Trainer:
     def _positions(self, step: int) -> dict[str, int]:
         return {stream: step * self.recipe.batch.size.of(stream) for stream in STREAMS}
 
-    def _log(self, result: StepResult, health: Mapping[str, float], rate: float) -> None:
+    def _log(self, result: StepResult, health: HealthSummary, rate: float) -> None:
         losses = {_metric_name(name): value for name, value in result.losses.items()}
         norm = {} if result.grad_norm is None else {"grad_norm": result.grad_norm}
-        self._write("train", {"samples_per_s": rate, "lr": result.lr, **norm, **losses, **health})
-        for message in self.alarm.messages(health):
+        self._write("train", {"samples_per_s": rate, "lr": result.lr, **norm, **losses, **health.figures})
+        for message in self.alarm.messages(health.idle):
             self.reporter.alarm(f"{message}, the second time at step {self.session.state.step}")
 
     def _tell_capacity(self, health: RouterHealth) -> None:

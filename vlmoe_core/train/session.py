@@ -18,7 +18,7 @@ from vlmoe_core.data.loader import MicroBatch, MicroBatches, load_all
 from vlmoe_core.errors import UsageError
 from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.recipe.load import LoadedRecipe, dump_recipe
-from vlmoe_core.train.build import build_dataset, build_objective
+from vlmoe_core.train.build import build_dataset, build_objective, compile_blocks
 from vlmoe_core.train.fitting import obtain_tokenizers
 from vlmoe_core.train.folder import RunFolder, check_same_recipe, start_folder, write_environment
 from vlmoe_core.train.optim import build_optimizer
@@ -103,6 +103,8 @@ def open_session(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) 
     folder = RunFolder(path)
     tokenizers = obtain_tokenizers(recipe, folder.tokenizers, reporter)
     objective = build_objective(recipe, tokenizers.visual)
+    if recipe.train.compile:
+        compile_blocks(objective)
     optimizer = build_optimizer(objective, recipe.optim)
     if checkpoint is not None:
         load_model_state(objective, checkpoint.model)

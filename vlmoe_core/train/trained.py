@@ -5,9 +5,10 @@ from pathlib import Path
 
 from torch import nn
 
-from vlmoe_core.checkpoint.layout import latest_checkpoint, resolve
+from vlmoe_core.checkpoint.layout import latest_checkpoint, resolve, step_of
 from vlmoe_core.checkpoint.read import read_checkpoint
 from vlmoe_core.checkpoint.restore import load_model_state
+from vlmoe_core.data.config import StreamName
 from vlmoe_core.errors import UsageError
 from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.recipe.load import load_recipe
@@ -49,16 +50,24 @@ def load_trained(path: Path) -> Trained:
     return Trained(checkpoint.path, checkpoint.state.step, recipe, tokenizers, objective.eval())
 
 
-def newest_run(runs: Path = RUNS) -> Path:
-    """The run under `runs` whose newest checkpoint was written last.
+def newest_run(stream: StreamName, runs: Path = RUNS) -> Path:
+    """The run under `runs` that finished last and was trained on a stream.
 
     Raises:
         UsageError: there is none; names the command that makes one.
     """
-    newest = {run: latest_checkpoint(run) for run in runs.glob("*") if RunFolder(run).holds_run}
-    found = {run: checkpoint.stat().st_mtime for run, checkpoint in newest.items() if checkpoint is not None}
+    found = {run: RunFolder(run).metrics.stat().st_mtime for run in runs.glob("*") if _fits(RunFolder(run), stream)}
     if not found:
         raise UsageError(
-            f"no trained model under {runs}/; make one with 'vlmoe pretrain quickstart/pretrain' or give --model"
+            f"no finished run under {runs}/ was trained on the {stream} stream; make one with "
+            "'vlmoe pretrain quickstart/pretrain' or give --model"
         )
     return max(found, key=lambda run: found[run])
+
+
+def _fits(folder: RunFolder, stream: StreamName) -> bool:
+    checkpoint = latest_checkpoint(folder.path) if folder.holds_run else None
+    if checkpoint is None:
+        return False
+    recipe = load_recipe(str(folder.recipe)).recipe
+    return step_of(checkpoint) == recipe.train.steps and recipe.batch.size.of(stream) > 0

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,13 +27,13 @@ from vlmoe_core.tokenizers.visual import VisualTokenizer
 class WeightsConfig(BaseConfig):
     """How much each loss counts in the total."""
 
-    mlm: float = 1.0
+    mlm: float = Field(1.0, ge=0)
     """Hidden words of single texts."""
-    mim: float = 1.0
+    mim: float = Field(1.0, ge=0)
     """Hidden patches of single images."""
-    vlm_text: float = 1.0
+    vlm_text: float = Field(1.0, ge=0)
     """Hidden words of captions."""
-    vlm_image: float = 1.0
+    vlm_image: float = Field(1.0, ge=0)
     """Hidden patches of captioned images."""
 
 

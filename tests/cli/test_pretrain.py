@@ -43,7 +43,9 @@ def test_the_closing_table_compares_with_the_start_and_the_baseline(folder: Path
 def test_plain_lines_go_to_stderr_with_losses_and_health(folder: Path) -> None:
     told = (folder / "stderr.txt").read_text()
     assert "text tokenizer: WordPiece fitted" in told and "held-out at step 0" in told
-    assert re.search(r"^step 6/6 .*mlm [\d.]+.* samples/s, 0:00:00 left .*vision: busiest \d+%, dead \d", told, re.MULTILINE)
+    assert re.search(
+        r"^step 6/6 .*mlm [\d.]+.* samples/s, 0:00:00 left .*vision: busiest \d+%, dead \d", told, re.MULTILINE
+    )
     assert "saved runs/tiny/checkpoints/step-00000006" in told
 
 

@@ -54,7 +54,7 @@ class Size:
     threads: int
 
 
-FULL = Size("small", experts=16, images=16, texts=16, pairs=16, packed_pairs=32, repeats=5, threads=2)
+FULL = Size("small", experts=16, images=32, texts=32, pairs=32, packed_pairs=32, repeats=3, threads=2)
 QUICK = Size("tiny", experts=4, images=2, texts=2, pairs=2, packed_pairs=4, repeats=1, threads=1)
 
 

@@ -1,7 +1,5 @@
 """Arguments and options that several verbs share, so that their help never differs."""
 
-from importlib.util import find_spec
-from pkgutil import iter_modules
 from typing import Annotated, Any
 
 import typer
@@ -43,10 +41,3 @@ def group(**settings: Any) -> typer.Typer:
 def examples(*commands: str) -> str:
     """The epilog of a verb: lines to copy."""
     return "\b\nExamples:\n" + "\n".join(f"  {command}" for command in commands)
-
-
-def plugin_file_names(package: str) -> list[str]:
-    """Names of a room's plug-ins for help texts: its file names, read without importing them or pydantic."""
-    spec = find_spec(package)
-    folders = spec.submodule_search_locations if spec else None
-    return sorted(module.name.replace("_", "-") for module in iter_modules(folders or []))

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.benchmarks import common, loader, peers, pretrain_step, startup
+from tests.benchmarks import common, loader, moe_layer, peers, pretrain_step, startup
 from tests.benchmarks.workload import CAPTIONS_OF_LENGTH, caption_lengths, make_batch, make_model, num_tokens
+from vlmoe_core.errors import UsageError
 
 
 def run_quick(module: ModuleType, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -84,12 +85,84 @@ def test_startup(capsys: pytest.CaptureFixture[str]) -> None:
     run_quick(startup, capsys)
 
 
+def test_moe_layer(capsys: pytest.CaptureFixture[str]) -> None:
+    moe_layer.main(["--quick", "--json"])
+    cases = json.loads(capsys.readouterr().out)["cases"]
+    assert [case["dtype"] for case in cases] == ["float32", "bfloat16"]
+    for case in cases:
+        ratios = [case, *([case["autocast"]] if case["dtype"] == "bfloat16" else [])]
+        assert set(case["bounds"]) < set(case)
+        assert all(one["grouped_over_dense"] > 0 and one["grouped_peak_over_dense"] > 0 for one in ratios)
+        assert all((one["grouped_over_tutel"] is not None) == moe_layer.tutel_available() for one in ratios)
+        assert 1 / case["num_experts"] <= case["busiest"] <= 1
+        assert case["seconds"].keys() == case["peak_mib"].keys() >= {"dense", "grouped"}
+    assert cases[0]["autocast"] is None
+
+
+def test_moe_layer_without_tutel_says_null(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moe_layer, "tutel_available", lambda: False)
+    (case,) = moe_layer.measure(quick=True, only=0)["cases"]  # type: ignore[misc]
+    assert case["grouped_over_tutel"] is None and case["tutel_over_dense"] is None
+    with pytest.raises(UsageError, match="no case 2; there are 0 to 1"):
+        moe_layer.measure(quick=True, only=2)
+
+
+def test_the_full_moe_layer_has_the_rows_and_bounds_of_the_goal() -> None:
+    rows = [(*moe_layer._sizes(row.case).values(), row.over_dense, row.over_tutel) for row in moe_layer.FULL.rows]
+    assert rows == [
+        (768, 3072, 16, 4096, 1, "float32", 1.08, 0.75),
+        (384, 1536, 16, 8192, 1, "float32", 1.00, 0.73),
+        (384, 1536, 32, 8192, 2, "float32", 1.07, 0.70),
+        (384, 1536, 16, 8192, 1, "bfloat16", 1.20, 0.70),
+        (768, 3072, 32, 4096, 1, "bfloat16", 1.35, 0.67),
+    ]
+    assert (moe_layer.FULL.threads, moe_layer.PEAK_BOUND) == (2, 1.25)
+
+
+def test_sides_under_autocast_hold_float32_and_ours_its_copies() -> None:
+    sides = moe_layer.sides_of(moe_layer.QUICK.rows[1].case, autocast=True)
+    for side in sides.values():
+        assert {p.dtype for p in side.layer.parameters()} == {torch.float32}
+        assert side.autocast == torch.bfloat16
+    assert sides["grouped"].layer.experts.up.copy.dtype == torch.bfloat16  # type: ignore[union-attr]
+
+
+def test_tutels_layer_routes_as_ours_does() -> None:
+    if not moe_layer.tutel_available():
+        pytest.skip("the tutel package is absent")
+    sides = moe_layer.sides_of(moe_layer.QUICK.rows[0].case)
+    ours = sides["grouped"].layer.router.weight
+    (gate,) = sides["tutel"].layer.gates
+    assert torch.equal(gate.wg.weight, ours) and gate.capacity_factor == 1.25
+    experts = sum(p.numel() for n, p in sides["tutel"].layer.named_parameters() if n.startswith("experts"))
+    assert experts == sum(p.numel() for p in sides["grouped"].layer.experts.parameters())
+
+
+def test_curves_of_the_moe_layer(capsys: pytest.CaptureFixture[str]) -> None:
+    moe_layer.main(["--quick", "--json", "--curves"])
+    curves = json.loads(capsys.readouterr().out)["curves"]
+    assert [point["top_k"] for point in curves["top_k"]] == [1, 2, 3, 4]
+    assert [point["num_experts"] for point in curves["num_experts"]] == [4, 8]
+    assert all(point["seconds"].keys() >= {"dense", "grouped", "traffic"} for point in curves["top_k"])
+
+
+def test_traffic_reads_every_weight_and_writes_its_gradient() -> None:
+    case = moe_layer.QUICK.curve
+    traffic = moe_layer.WeightTraffic(case)
+    x_TD = torch.randn(case.tokens, case.dim, requires_grad=True)
+    traffic(x_TD).sum().backward()
+    assert all(torch.equal(p.grad, torch.ones_like(p)) for p in traffic.parameters())
+    assert sum(p.numel() for p in traffic.parameters()) == 2 * case.num_experts * case.dim * case.hidden
+
+
 def test_lines_for_people_and_json_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
     figures = {"ratio": 0.123456, "count": 3, "bounds": {"ratio": 1}}
     common.run("Doc.", lambda quick: figures, [])
     assert capsys.readouterr().out == "ratio: 0.1235\ncount: 3\nbounds: {'ratio': 1}\n"
     common.run("Doc.", lambda quick: figures, ["--json"])
     assert json.loads(capsys.readouterr().out) == {**figures, "ratio": 0.1235}
+    common.show({"cases": [{"ratio": 0.123456, "count": 3, "none": None}]}, as_json=True)
+    assert json.loads(capsys.readouterr().out) == {"cases": [{"ratio": 0.1235, "count": 3, "none": None}]}
 
 
 def test_cases_take_turns_and_the_warm_up_is_not_counted() -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from vlmoe_cli import checkpoint, data, env, predict, pretrain, recipes, validate
+from vlmoe_cli import bench, checkpoint, data, env, predict, pretrain, recipes, validate
 from vlmoe_cli.errors import DEBUG_VARIABLE, guarded, show_tracebacks
 from vlmoe_cli.options import examples, group
 
@@ -41,6 +41,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(predict.app, name="predict")
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(bench.app, name="bench")
 app.command()(env.env)
 
 

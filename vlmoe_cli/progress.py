@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from vlmoe_core.recipe.config import Recipe
 
-MODALITIES = ("vision", "text")
+POOLS = ("vision", "text", "shared")
 FIGURES: Mapping[str, Callable[[list[float]], float]] = {"busiest": max, "dead": sum, "dropped": max, "entropy": min}
 
 
@@ -25,20 +25,20 @@ def losses_of(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def health_of(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """The routers' figures by modality, over its sparse layers: the worst share and entropy, all dead experts."""
+    """The routers' figures by pool, over its sparse layers: the worst share and entropy, all dead experts."""
     health = {}
-    for modality in MODALITIES:
+    for pool in POOLS:
         values = {
-            figure: [v for k, v in record.items() if k.startswith(f"router/{modality}/") and k.endswith(f"/{figure}")]
+            figure: [v for k, v in record.items() if k.startswith(f"router/{pool}/") and k.endswith(f"/{figure}")]
             for figure in FIGURES
         }
         if values["busiest"]:
-            health[modality] = {figure: worst(values[figure]) for figure, worst in FIGURES.items()}
+            health[pool] = {figure: worst(values[figure]) for figure, worst in FIGURES.items()}
     return health
 
 
 def health_line(figures: Mapping[str, float]) -> str:
-    """One modality's health in words."""
+    """One pool's health in words."""
     return (
         f"busiest {figures['busiest']:.0%}, dead {figures['dead']:.0f}, "
         f"dropped {figures['dropped']:.1%}, entropy {figures['entropy']:.2f}"
@@ -76,7 +76,7 @@ class PlainProgress(SilentProgress):
 
     def stepped(self, record: Mapping[str, Any]) -> None:
         losses = "  ".join(f"{name} {value:.3f}" for name, value in losses_of(record).items())
-        health = "  ".join(f"{modality}: {health_line(figures)}" for modality, figures in health_of(record).items())
+        health = "  ".join(f"{pool}: {health_line(figures)}" for pool, figures in health_of(record).items())
         pace = f"{record['samples_per_s']:.0f} samples/s, {self._left(int(record['step']))} left"
         self._line(f"step {record['step']}/{self.steps}  {losses}  {pace}  {health}")
 
@@ -183,7 +183,7 @@ class LiveProgress(Reporter):
 
         health = health_of(record)
         table = Table("experts", "busiest", "dead", "dropped", "entropy", box=box.SIMPLE_HEAD, show_header=bool(health))
-        for modality, figures in health.items():
+        for pool, figures in health.items():
             style = "bold red" if figures["dead"] else ""
             cells = (
                 f"{figures['busiest']:.0%}",
@@ -191,7 +191,7 @@ class LiveProgress(Reporter):
                 f"{figures['dropped']:.1%}",
                 f"{figures['entropy']:.2f}",
             )
-            table.add_row(modality, *cells, style=style)
+            table.add_row(pool, *cells, style=style)
         return table
 
 

@@ -43,10 +43,17 @@ class Plugin:
     """Where the plug-ins lie, a file each."""
     key: str
     """The entry of the value that names the plug-in."""
+    word: bool = False
+    """Whether the name alone may stand for the mapping."""
+
+    def mapping(self, value: Any) -> Any:
+        """The value with a bare name written out."""
+        return {self.key: value} if self.word and isinstance(value, str) else value
 
     def config_class(self, value: Any) -> type[Config]:
         """The class that validates a value of the field; imports the plug-in."""
         names = plugin_names(self.package)
+        value = self.mapping(value)
         if not isinstance(value, Mapping) or not isinstance(value.get(self.key), str):
             raise PydanticCustomError(
                 "plugin",
@@ -64,16 +71,17 @@ class Plugin:
         return config
 
 
-def plugin_field(package: str, key: str) -> Any:
+def plugin_field(plugin: Plugin) -> Any:
     """Annotation of a field that a plug-in's own `Config` class validates.
 
-    The value is a mapping whose entry `key` names the plug-in, the file of that name in `package`; the file is imported
-    only when a recipe names it.
+    The value is a mapping whose entry `plugin.key` names the plug-in, the file of that name in `plugin.package`; the
+    file is imported only when a recipe names it.
     """
-    plugin = Plugin(package, key)
 
     def load(value: Any) -> Any:
-        return value if isinstance(value, Config) else plugin.config_class(value).model_validate(value)
+        if isinstance(value, Config):
+            return value
+        return plugin.config_class(value).model_validate(plugin.mapping(value))
 
     return (plugin, BeforeValidator(load), SerializeAsAny())  # type: ignore[type-arg]
 

@@ -47,14 +47,33 @@ def threads(count: int) -> Iterator[None]:
 
 
 def run(doc: str | None, measure: Callable[[bool], Figures], argv: Sequence[str] | None = None) -> None:
-    """Measure and print: one JSON object with --json, a line each without; --quick: small, in seconds, for tests."""
+    """Measure and print, as the command line says."""
+    options = arguments(doc).parse_args(argv)
+    show(measure(options.quick), options.json)
+
+
+def arguments(doc: str | None) -> argparse.ArgumentParser:
+    """The command line of every benchmark; --quick: small, in seconds, for tests."""
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quick", action="store_true", help="a small workload that shows no more than that it runs")
-    options = parser.parse_args(argv)
-    figures = measure(options.quick)
-    if options.json:
-        print(json.dumps({name: round(v, 4) if isinstance(v, float) else v for name, v in figures.items()}))
+    return parser
+
+
+def show(figures: Figures, as_json: bool) -> None:
+    """One JSON object, or a line for each figure."""
+    rounded = {name: _rounded(value) for name, value in figures.items()}
+    if as_json:
+        print(json.dumps(rounded))
         return
-    for name, value in figures.items():
+    for name, value in rounded.items():
         print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
+
+
+def _rounded(value: object) -> object:
+    """Floats with 4 decimals, those inside lists and mappings too."""
+    if isinstance(value, Mapping):
+        return {name: _rounded(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_rounded(inner) for inner in value]
+    return round(value, 4) if isinstance(value, float) else value

@@ -21,6 +21,20 @@ SPARSE: dict[str, Any] = {
 }
 """Both modalities, a sparse layer below and one in the fused top."""
 
+SHARED: dict[str, Any] = {
+    "expert_pool": "shared",
+    "moe": {
+        "shared": {
+            "num_experts": 4,
+            "layers": [1, 2],
+            "top_k": 2,
+            "vision_balance": {"global_entropy": 0.04},
+            "text_balance": {"local_entropy": 0.04, "global_entropy": 0.04},
+        }
+    },
+}
+"""One pool for both modalities, below and in the fused top."""
+
 
 def config_of(**values: Any) -> ModelConfig:
     """Three blocks, the last one fused; 16 patches."""

@@ -11,11 +11,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.model.support import SPARSE, batch_of, config_of, randomise
+from tests.model.support import SHARED, SPARSE, batch_of, config_of, randomise
 from vlmoe_core.data.config import StreamName
-from vlmoe_core.model.block import EPS, Block, DenseFFN
+from vlmoe_core.model.block import EPS, Block
 from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.model.layout import Layout, build_layout
+from vlmoe_core.moe.dense import DenseFFN
 from vlmoe_core.moe.layer import SparseFFN
 
 
@@ -63,10 +64,60 @@ def test_plans_come_in_the_order_of_the_modalities() -> None:
     block = block_of(2, moe=SPARSE, vl_layers=0)
     layout = layout_of("pair", [3, 4], config_of())
     _, routed = block(tokens_of(layout), layout)
-    assert [(r.layer, r.modality, r.plan.expert_TK.shape) for r in routed] == [
-        (2, "vision", (34, 1)),
-        (2, "text", (7, 2)),
+    assert [(r.layer, r.pool, r.num_image_tokens, r.plan.expert_TK.shape) for r in routed] == [
+        (2, "vision", 34, (34, 1)),
+        (2, "text", 0, (7, 2)),
     ]
+
+
+@pytest.mark.parametrize(
+    ("stream", "layer", "images", "tokens"),
+    [("image", 1, 34, 34), ("text", 1, 0, 7), ("pair", 1, 34, 41), ("image", 2, 34, 34), ("text", 2, 0, 7)],
+)
+def test_a_shared_pool_routes_all_tokens_of_a_stream_as_one_group(
+    stream: StreamName, layer: int, images: int, tokens: int
+) -> None:
+    block = block_of(layer, **SHARED).double()
+    layout = layout_of(stream, [3, 4], config_of())
+    x = tokens_of(layout, torch.float64)
+    y, (routed,) = block.eval()(x, layout)
+    assert (routed.layer, routed.pool, routed.num_image_tokens) == (layer, "shared", images)
+    assert routed.plan.expert_TK.shape == (tokens, 2)
+    middle = x + block.attention(block.norm1(x), layout)
+    update, plan = block.ffn["shared"](block.norm2(middle))
+    assert torch.equal(plan.expert_TK, routed.plan.expert_TK)
+    torch.testing.assert_close(y, middle + update)
+
+
+def test_pairs_pass_the_dense_network_above_a_shared_pool_too() -> None:
+    block = block_of(2, **SHARED, norm="per_modality")
+    assert set(block.ffn) == set(block.norm2) == {"shared", "vl"}  # type: ignore[arg-type]
+    assert isinstance(block.ffn["shared"], SparseFFN) and isinstance(block.ffn["vl"], DenseFFN)
+    layout = layout_of("pair", [3, 4], config_of())
+    y, routed = block(tokens_of(layout), layout)
+    y.sum().backward()
+    assert routed == ()
+    assert {name.split(".")[0] for name, p in block.ffn.named_parameters() if p.grad is not None} == {"vl"}
+
+
+def test_a_block_without_a_shared_pool_keeps_its_modalities_networks() -> None:
+    assert set(block_of(0, **SHARED).ffn) == {"vision", "text"}
+
+
+def test_the_hash_router_is_told_words_and_places() -> None:
+    own = {m: {"num_experts": 5, "layers": [1], "router": "hash"} for m in ("vision", "text")}
+    values: dict[str, dict[str, Any]] = {
+        "own": {"moe": own},
+        "shared": {"expert_pool": "shared", "moe": {"shared": own["vision"]}},
+    }
+    batch = batch_of("pair", [3, 4], config_of())
+    layout = build_layout(batch, 17)
+    identity = [*range(17), *range(17), *batch.text_ids_T.tolist()]
+    assert layout.identity_T.tolist() == identity
+    wanted = [(i * 2_654_435_769 % 2**32 >> 16) % 5 for i in identity]
+    for pools in values.values():
+        _, routed = block_of(1, **pools).eval()(tokens_of(layout), layout)
+        assert [e for one in routed for e in one.plan.expert_TK[:, 0].tolist()] == wanted
 
 
 def branch_by_hand(block: Block, layout: Layout, x_TD: Tensor, modality: str) -> tuple[Tensor, Tensor]:
@@ -126,8 +177,9 @@ def test_drop_path_keeps_the_mean() -> None:
 
 @pytest.mark.parametrize("stream", ["image", "text", "pair"])
 @pytest.mark.parametrize("sequences", [0, 3])
-def test_meta(stream: StreamName, sequences: int) -> None:
-    config = config_of(moe=SPARSE)
+@pytest.mark.parametrize("shared", [False, True])
+def test_meta(stream: StreamName, sequences: int, shared: bool) -> None:
+    config = config_of(**SHARED if shared else {"moe": SPARSE})
     batch = batch_of(stream, [4, 2, 5][:sequences], config).to("meta")
     with torch.device("meta"):
         block = Block(config, 2).train()
@@ -136,7 +188,7 @@ def test_meta(stream: StreamName, sequences: int) -> None:
     y, routed = block(x, layout)
     y.sum().backward()
     assert y.is_meta and y.shape == x.shape and y.dtype == torch.float32
-    assert len(routed) == (0 if stream == "pair" else 1 if sequences else 2)
+    assert len(routed) == (0 if stream == "pair" else 1 if sequences or shared else 2)
     assert x.grad is not None and x.grad.shape == x.shape
 
 
@@ -154,19 +206,22 @@ def test_fake_tensors() -> None:
     assert [g.shape for g in grads] == [p.shape for p in block.parameters()]
 
 
-ONE_SPARSE = {"vision": {"num_experts": 4, "eval_capacity_factor": 0.75}}
+ONE_SPARSE: dict[str, Any] = {"vision": {"num_experts": 4, "eval_capacity_factor": 0.75}}
+ONE_SHARED: dict[str, Any] = {"expert_pool": "shared", "moe": {"shared": ONE_SPARSE["vision"]}}
 
 
-def test_compile_without_graph_break() -> None:
-    block = block_of(1, moe=ONE_SPARSE).eval()
+@pytest.mark.parametrize("pools", [{"moe": ONE_SPARSE}, ONE_SHARED])
+def test_compile_without_graph_break(pools: dict[str, Any]) -> None:
+    block = block_of(1, **pools).eval()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(block, fullgraph=True, dynamic=True, backend=counter)
 
     def run(module: Any, x: Tensor, layout: Layout) -> list[Tensor]:
         block.zero_grad()
         x = x.detach().requires_grad_()
-        y, ((_, _, plan),) = module(x, layout)
-        assert plan.capacity == -(-3 * layout.num_image_tokens // 16)
+        y, ((_, _, plan, num_image_tokens),) = module(x, layout)
+        assert num_image_tokens == layout.num_image_tokens
+        assert plan.capacity == -(-3 * plan.expert_TK.shape[0] // 16)
         (y.square().sum() + plan.probs_TE.square().sum()).backward()
         grads = [p.grad.clone() for p in block.parameters() if p.grad is not None]
         assert len(grads) == len(list(block.parameters())) and x.grad is not None
@@ -182,24 +237,27 @@ def test_compile_without_graph_break() -> None:
     assert len(compilations) == 1, "another number of tokens or sequences compiled the block anew"
 
 
-def test_compile_with_noise_and_drop_path() -> None:
-    block = block_of(1, moe=ONE_SPARSE, drop_path=0.3).train()
+@pytest.mark.parametrize("pools", [{"moe": ONE_SPARSE}, ONE_SHARED])
+def test_compile_with_noise_and_drop_path(pools: dict[str, Any]) -> None:
+    block = block_of(1, **pools, drop_path=0.3).train()
     layout = layout_of("pair", [4, 2], config_of())
     y, _ = torch.compile(block, fullgraph=True, dynamic=False, backend="aot_eager")(tokens_of(layout), layout)
     y.sum().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in block.parameters())
 
 
-def test_export() -> None:
-    block = block_of(2, moe=SPARSE, vl_layers=0).eval()
+@pytest.mark.parametrize("pools", [{"moe": SPARSE}, SHARED])
+def test_export(pools: dict[str, Any]) -> None:
+    block = block_of(2, **pools, vl_layers=0).eval()
     layout = layout_of("pair", [4, 2], config_of())
     program = torch.export.export(block, (tokens_of(layout), layout))
-    assert any(node.target is torch.ops.vlmoe.grouped_mm.default for node in program.graph.nodes)
+    assert any(node.target is torch.ops.vlmoe.expert_ffn.default for node in program.graph.nodes)
     x = tokens_of(layout)
     (got, got_routed), (wanted, wanted_routed) = program.module()(x, layout), block(x, layout)
     torch.testing.assert_close(got, wanted)
     for one, other in zip(got_routed, wanted_routed, strict=True):
         assert torch.equal(one.plan.expert_TK, other.plan.expert_TK)
+        assert (one.pool, one.num_image_tokens) == (other.pool, other.num_image_tokens)
 
 
 def test_flop_counter_sees_the_experts() -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.model.support import CODES, SPARSE, VOCAB, batch_of, config_of
+from tests.model.support import CODES, SHARED, SPARSE, VOCAB, batch_of, config_of
 from vlmoe_core.data.config import StreamName
 from vlmoe_core.model.config import PRESETS, ModelConfig
 from vlmoe_core.model.encoder import Encoder
@@ -25,7 +25,6 @@ BOTH: dict[str, Any] = {"vision": {"num_experts": 8}, "text": {"num_experts": 6,
         ("sub_norm", True),
         ("positions", "relative"),
         ("positions", "relative_shared"),
-        ("expert_pool", "shared"),
     ],
 )
 def test_what_is_not_built_is_refused_by_name(switch: str, value: Any) -> None:
@@ -49,6 +48,20 @@ def test_what_is_not_built_is_refused_by_name(switch: str, value: Any) -> None:
         (
             {"patch_embed": "conv", "patch_size": 1, "image_size": 28},
             r"conv needs a patch_size of 2, 4, 8, 16, 32, 64, not 1$",
+        ),
+        (
+            {"expert_pool": "shared"},
+            r"expert_pool: shared needs moe\.shared, the pool of experts; add it, or leave out",
+        ),
+        ({**SHARED, "moe": {**SHARED["moe"], **SPARSE}}, r"in moe\.shared alone; leave out moe\.vision and moe\.text"),
+        ({**SHARED, "moe": {"text": SPARSE["text"]}}, r"in moe\.shared alone; leave out moe\.vision and moe\.text"),
+        (
+            {"moe": SHARED["moe"]},
+            r"moe\.shared is one pool for all modalities: set expert_pool: shared, or leave it out",
+        ),
+        (
+            {"expert_pool": "shared", "moe": {"shared": {"num_experts": 2, "layers": [3]}}},
+            r"moe\.shared\.layers \[3\] must be distinct blocks from 0 to 2",
         ),
     ],
 )
@@ -90,8 +103,8 @@ def active_by_hand(model: MaskedModelling, config: ModelConfig) -> int:
     for name, parameter in model.named_parameters():
         share = 1.0
         if ".experts." in name:
-            moe = config.moe.vision if ".vision." in name else config.moe.text
-            assert moe is not None and parameter.shape[0] == moe.num_experts
+            moe = config.pools[name.split(".ffn.")[1].split(".")[0]]
+            assert parameter.shape[0] == moe.num_experts
             share = moe.top_k / moe.num_experts
         total += round(parameter.numel() * share)
     return total
@@ -112,10 +125,24 @@ SWITCHES: list[dict[str, Any]] = [
 ]
 
 
+POOLS: list[dict[str, Any]] = [
+    {},
+    {"moe": SPARSE},
+    {"moe": {"text": {"num_experts": 5}}},
+    SHARED,
+    *(
+        {"moe": {"vision": {"num_experts": 5, "router": name}}}
+        for name in ("bias-balanced", "hash", "random", "uniform")
+    ),
+    {"moe": {"text": {"num_experts": 5, "top_k": 2, "router": {"name": "cosine", "dim": 7}, "shared_expert": True}}},
+    {"expert_pool": "shared", "moe": {"shared": {"num_experts": 3, "router": "cosine", "shared_expert": True}}},
+]
+
+
 @pytest.mark.parametrize("values", SWITCHES)
-@pytest.mark.parametrize("moe", [{}, SPARSE, {"text": {"num_experts": 5}}])
-def test_counts_equal_the_built_model_for_every_switch(values: dict[str, Any], moe: dict[str, Any]) -> None:
-    config = config_of(**values, moe=moe)
+@pytest.mark.parametrize("sparse", POOLS)
+def test_counts_equal_the_built_model_for_every_switch(values: dict[str, Any], sparse: dict[str, Any]) -> None:
+    config = config_of(**values, **sparse)
     model = build(config, VOCAB, CODES)
     assert config.num_params(VOCAB, CODES) == size_of(model)
     assert config.num_params(VOCAB, None) == size_of(model.encoder)
@@ -167,14 +194,35 @@ def test_flops_of_the_dense_presets(preset: str, image: int, text: int, billions
 
 
 @pytest.mark.parametrize("values", [{}, {"patch_embed": "conv"}, {"vl_layers": 0}, {"vl_layers": 2, "qkv_bias": "qv"}])
-@pytest.mark.parametrize("moe", [{}, SPARSE, {"vision": {"num_experts": 7, "top_k": 3}}])
+@pytest.mark.parametrize("sparse", [*POOLS, {"moe": {"vision": {"num_experts": 7, "top_k": 3}}}])
 @pytest.mark.parametrize(("stream", "image", "text"), [("image", 17, 0), ("text", 0, 21), ("pair", 17, 9)])
 def test_flops_equal_the_counter(
-    values: dict[str, Any], moe: dict[str, Any], stream: StreamName, image: int, text: int
+    values: dict[str, Any], sparse: dict[str, Any], stream: StreamName, image: int, text: int
 ) -> None:
-    config = config_of(**values, moe=moe)
+    config = config_of(**values, **sparse)
     encoder = Encoder(config, VOCAB).eval()
     batch = batch_of(stream, [text], config)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         encoder(batch)
-    assert config.flops(image, text) == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert config.flops(image, text) == counter.get_total_flops()
+
+
+def test_the_networks_of_a_block_with_a_shared_pool() -> None:
+    config = config_of(**SHARED)
+    assert [config.ffns(layer) for layer in range(3)] == [("vision", "text"), ("shared",), ("shared", "vl")]
+    assert config.sparse_layers("shared") == (1, 2) and config.sparse_layers("vision") == ()
+    assert config.sparse("shared", 2) is config.moe.shared and config.sparse("vl", 2) is None
+    assert set(config.pools) == {"shared"} and set(config_of(moe=SPARSE).pools) == {"vision", "text"}
+
+
+def test_a_shared_expert_and_every_chosen_one_are_active() -> None:
+    def active(**values: Any) -> int:
+        return config_of(moe={"text": {"num_experts": 5, "top_k": 2, "layers": [0], **values}}).num_active_params(
+            9, None
+        )
+
+    dense = config_of().num_active_params(9, None)
+    ffn = 24 * 40 + 40 + 40 * 24 + 24
+    assert active() - dense == ffn + 5 * 24
+    assert active(shared_expert=True) - dense == 2 * ffn + 5 * 24
+    assert active(router="hash") - dense == ffn

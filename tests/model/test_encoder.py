@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.model.support import SPARSE, VOCAB, batch_of, collate_of, config_of, randomise, samples_of
+from tests.model.support import SHARED, SPARSE, VOCAB, batch_of, collate_of, config_of, randomise, samples_of
 from vlmoe_core.data.batch import Batch
 from vlmoe_core.data.config import STREAMS, StreamName
 from vlmoe_core.model.config import PRESETS, ModelConfig
@@ -78,10 +78,13 @@ def test_encoder_equals_a_plain_implementation(stream: StreamName, norm: str) ->
         torch.testing.assert_close(states_LD, wanted, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("moe", [{}, SPARSE])
+POOLS: list[dict[str, Any]] = [{}, {"moe": SPARSE}, SHARED]
+
+
+@pytest.mark.parametrize("pools", POOLS)
 @pytest.mark.parametrize("stream", STREAMS)
-def test_padding_length_changes_nothing(stream: StreamName, moe: dict[str, Any]) -> None:
-    encoder = encoder_of(moe=moe)
+def test_padding_length_changes_nothing(stream: StreamName, pools: dict[str, Any]) -> None:
+    encoder = encoder_of(**pools)
     samples = samples_of(stream, [4, 20, 2], encoder.config)
     together = collate_of(stream, samples, encoder.config)
     states = sequences_of(encoder(together).states_TD, together, 17)
@@ -90,10 +93,10 @@ def test_padding_length_changes_nothing(stream: StreamName, moe: dict[str, Any])
         torch.testing.assert_close(alone, wanted, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("moe", [{}, SPARSE])
+@pytest.mark.parametrize("pools", POOLS)
 @pytest.mark.parametrize("stream", STREAMS)
-def test_order_of_sequences_does_not_matter(stream: StreamName, moe: dict[str, Any]) -> None:
-    encoder = encoder_of(moe=moe)
+def test_order_of_sequences_does_not_matter(stream: StreamName, pools: dict[str, Any]) -> None:
+    encoder = encoder_of(**pools)
     samples = samples_of(stream, [4, 20, 2, 7], encoder.config)
     order = [2, 0, 3, 1]
     batch, permuted = (collate_of(stream, s, encoder.config) for s in (samples, [samples[i] for i in order]))
@@ -131,17 +134,17 @@ def test_pad_tokens_are_routed_and_belong_to_their_own_sequence() -> None:
     plain, longer = (collate_of("pair", [s, samples[1]], encoder.config) for s in (samples[0], padded))
     assert longer.num_masked_words == plain.num_masked_words
     before, after = encoder(plain), encoder(longer)
-    counts = [[r.plan.expert_TK.shape[0] for r in e.routed if r.modality == "text"] for e in (before, after)]
+    counts = [[r.plan.expert_TK.shape[0] for r in e.routed if r.pool == "text"] for e in (before, after)]
     assert counts == [[10], [18]]
     other, same = (sequences_of(e.states_TD, b, 17)[1] for e, b in ((before, plain), (after, longer)))
     torch.testing.assert_close(same, other, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-@pytest.mark.parametrize("moe", [{}, SPARSE])
+@pytest.mark.parametrize("pools", POOLS)
 @pytest.mark.parametrize("recompute", [False, True])
-def test_an_empty_batch_gives_zero_gradients(stream: StreamName, moe: dict[str, Any], recompute: bool) -> None:
-    encoder = encoder_of(torch.float32, recompute, moe=moe, drop_path=0.2, norm="per_modality").train()
+def test_an_empty_batch_gives_zero_gradients(stream: StreamName, pools: dict[str, Any], recompute: bool) -> None:
+    encoder = encoder_of(torch.float32, recompute, **pools, drop_path=0.2, norm="per_modality").train()
     encoded = encoder(batch_of(stream, [], encoder.config))
     assert encoded.states_TD.shape == (0, 24)
     assert encoded.image_states_IND.shape == (0, 17, 24) and encoded.text_states_TD.shape == (0, 24)
@@ -153,8 +156,9 @@ def test_an_empty_batch_gives_zero_gradients(stream: StreamName, moe: dict[str, 
     assert all((p.grad == 0).all() for p in encoder.parameters() if p.grad is not None)
 
 
-def test_the_three_streams_together_touch_every_parameter() -> None:
-    encoder = encoder_of(torch.float32, moe=SPARSE).train()
+@pytest.mark.parametrize("pools", POOLS)
+def test_the_three_streams_together_touch_every_parameter(pools: dict[str, Any]) -> None:
+    encoder = encoder_of(torch.float32, **pools).train()
     for stream in STREAMS:
         encoder(batch_of(stream, [], encoder.config)).states_TD.sum().backward()
     routers = {name for name, p in encoder.named_parameters() if p.grad is None}
@@ -191,7 +195,7 @@ def train_once(encoder: Encoder, batches: list[Batch]) -> tuple[dict[str, Tensor
     total = torch.zeros(())
     for batch in batches:
         encoded: Encoded = encoder(batch)
-        balance = [balance_loss(r.plan, getattr(encoder.config.moe, r.modality).balance) for r in encoded.routed]
+        balance = [balance_loss(r.plan, encoder.config.pools[r.pool].balance) for r in encoded.routed]
         total = total + encoded.states_TD.square().sum() + sum(balance)
     torch.rand(5)
     total.backward()
@@ -339,6 +343,24 @@ def test_names_and_shapes_in_the_state_dict() -> None:
     }
 
 
+def test_names_and_shapes_of_a_shared_pool() -> None:
+    moe = {"num_experts": 8, "layers": [1], "router": {"name": "cosine", "dim": 6}, "shared_expert": True}
+    values = {"preset": "tiny", "layers": 2, "expert_pool": "shared", "moe": {"shared": moe}}
+    shapes = shapes_of(Encoder(ModelConfig.model_validate(values), 1000))
+    sparse: dict[str, tuple[int, ...]] = {
+        "router.projection": (6, 128),
+        "router.weight": (8, 6),
+        "router.temperature": (),
+        "experts.up.weight": (8, 512, 128),
+        "experts.up.bias": (8, 512),
+        "experts.down.weight": (8, 128, 512),
+        "experts.down.bias": (8, 128),
+        **{f"shared_expert.{name}": shape for name, shape in DENSE.items()},
+    }
+    wanted = block_names(0, {"vision": DENSE, "text": DENSE}) | block_names(1, {"shared": sparse, "vl": DENSE})
+    assert {name: shape for name, shape in shapes.items() if name.startswith("blocks.")} == wanted
+
+
 def test_names_of_the_switches() -> None:
     plain = shapes_of(Encoder(config_of(), VOCAB))
     values = {"qkv_bias": "qv", "norm": "per_modality", "layer_scale": 0.1, "patch_embed": "conv"}
@@ -374,4 +396,4 @@ def test_every_preset_runs_on_meta(preset: str, moe: dict[str, Any]) -> None:
     assert encoded.states_TD.shape == (2 * (1 + config.num_patches) + 8, config.dim)
     fused = config.layers - config.vl_layers
     sites = {(i, m) for m in moe for i in range(1, fused, 2)}
-    assert {(r.layer, r.modality) for r in encoded.routed} == sites
+    assert {(r.layer, r.pool) for r in encoded.routed} == sites

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from vlmoe_core.moe.config import MoEConfig
 from vlmoe_core.moe.experts import Experts
 from vlmoe_core.moe.layer import SparseFFN
-from vlmoe_core.moe.permute import order_of
+from vlmoe_core.moe.order import order_of
 
 
 @pytest.fixture
@@ -140,7 +140,6 @@ def test_every_kept_choice_is_computed_once_and_no_dropped_one() -> None:
     plan = layer_of(top_k=2, capacity_factor=0.5).router(torch.randn(40, 10))
     order = order_of(plan)
     assert sorted(order.choice_N.tolist()) == list(range(80))
-    assert torch.equal(order.choice_N[order.row_TK.reshape(-1)], torch.arange(80))
     bounds = [0, *order.offsets_E.tolist()]
     assert bounds[-1] == plan.kept_TK.sum()
     for e in range(plan.num_experts):

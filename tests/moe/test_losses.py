@@ -1,109 +1,254 @@
-import math
+"""Every balance loss against its published formula, in value and gradient."""
 
-import numpy as np
+import math
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
+from tests.moe.formulas import FORMULAS, Group
+from vlmoe_core.moe import losses
 from vlmoe_core.moe.config import BalanceConfig
-from vlmoe_core.moe.losses import balance_loss, balance_losses, importance_loss, load_loss, vloss
+from vlmoe_core.moe.losses import (
+    LOSSES,
+    BalanceLoss,
+    balance_loss,
+    global_entropy_loss,
+    importance_loss,
+    load_loss,
+    local_entropy_loss,
+    num_statistics,
+    statistics,
+    switch_loss,
+    vloss,
+    weighted_sum,
+    z_loss,
+)
 from vlmoe_core.moe.plan import RoutingPlan, make_plan
 
 EXPERTS, SIGMA = 5, 0.2
+# The random logits' entropies lie between 0.9 and log(5) = 1.61: thresholds on both sides of them.
+CASES: list[tuple[str, dict[str, float]]] = [
+    *((name, {}) for name in FORMULAS),
+    ("local_entropy", {"local_entropy_threshold": 0.3}),
+    ("local_entropy", {"local_entropy_threshold": 1.7}),
+    ("global_entropy", {"global_entropy_threshold": 0.3}),
+    ("global_entropy", {"global_entropy_threshold": 1.7}),
+]
+ALONE: dict[str, Callable[[RoutingPlan], Tensor]] = {
+    "importance": importance_loss,
+    "load": load_loss,
+    "switch": switch_loss,
+    "z": z_loss,
+    "local_entropy": local_entropy_loss,
+    "global_entropy": global_entropy_loss,
+    "vloss": vloss,
+}
+ALL = BalanceConfig(**{name: 0.5 + n for n, name in enumerate(FORMULAS)})
 
 
-def plan_of(clean: torch.Tensor, noise: torch.Tensor, top_k: int, noise_std: float = SIGMA) -> RoutingPlan:
+def plan_of(clean: Tensor, noise: Tensor, top_k: int = 1, noise_std: float = SIGMA) -> RoutingPlan:
     return make_plan(
         clean, clean + noise, top_k=top_k, weights="gate", priority="gate", capacity=None, noise_std=noise_std
     )
 
 
-def random_logits(tokens: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+def random_logits(tokens: int, dtype: torch.dtype = torch.float64, experts: int = EXPERTS) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(tokens)
-    clean, noise = torch.randn(2, tokens, EXPERTS, generator=generator, dtype=torch.float64).to(dtype)
+    clean, noise = torch.randn(2, tokens, experts, generator=generator, dtype=torch.float64).to(dtype)
     return clean.requires_grad_(), noise * SIGMA
 
 
-def numpy_importance(clean: np.ndarray) -> float:
-    gates = np.exp(clean - clean.max(1, keepdims=True))
-    importance = (gates / gates.sum(1, keepdims=True)).sum(0)
-    return float((np.std(importance) / np.mean(importance)) ** 2)
+def only(name: str, thresholds: dict[str, float], weight: float = 1.0) -> BalanceConfig:
+    return BalanceConfig(**{name: weight}, **thresholds)
 
 
-def numpy_load(clean: np.ndarray, noisy: np.ndarray, top_k: int) -> float:
-    threshold = np.sort(noisy, axis=1)[:, -top_k]
-    cdf = np.vectorize(lambda v: 0.5 * (1 + math.erf(v / math.sqrt(2))))
-    load = (1 - cdf((threshold[:, None] - clean) / SIGMA)).mean(0)
-    return float((np.std(load) / np.mean(load)) ** 2)
+def group_of(plan: RoutingPlan, clean: Tensor, noise: Tensor, thresholds: dict[str, float]) -> Group:
+    return Group(
+        clean.detach().double().tolist(),
+        (clean.detach() + noise).double().tolist(),
+        plan.top_k,
+        SIGMA,
+        thresholds.get("local_entropy_threshold"),
+        thresholds.get("global_entropy_threshold"),
+    )
 
 
+@pytest.mark.parametrize(("name", "thresholds"), CASES)
 @pytest.mark.parametrize("tokens", [1, 2, 40])
 @pytest.mark.parametrize("top_k", [1, 2, 5])
-@pytest.mark.parametrize(("dtype", "rel"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-def test_losses_equal_the_published_formulas(tokens: int, top_k: int, dtype: torch.dtype, rel: float) -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-6)])
+def test_losses_equal_the_published_formulas(
+    name: str, thresholds: dict[str, float], tokens: int, top_k: int, dtype: torch.dtype, tolerance: float
+) -> None:
     clean, noise = random_logits(tokens, dtype)
     plan = plan_of(clean, noise, top_k)
-    importance = numpy_importance(clean.detach().double().numpy())
-    load = numpy_load(clean.detach().double().numpy(), plan.noisy_logits_TE.detach().double().numpy(), top_k)
-    assert importance_loss(plan).item() == pytest.approx(importance, rel=rel)
-    assert load_loss(plan).item() == pytest.approx(load, rel=rel, abs=1e-7)
-    assert vloss(plan).item() == pytest.approx((importance + load) / 2, rel=rel)
+    wanted = FORMULAS[name](group_of(plan, clean, noise, thresholds))
+    got = balance_loss(plan, only(name, thresholds))
+    assert got.dtype == dtype and got.shape == ()
+    assert got.item() == pytest.approx(wanted, rel=tolerance, abs=tolerance)
+    if not thresholds:
+        assert ALONE[name](plan).item() == got.item()
 
 
-@pytest.mark.parametrize("loss", [importance_loss, load_loss, vloss])
+@pytest.mark.parametrize(("name", "thresholds"), CASES)
 @pytest.mark.parametrize("top_k", [1, 3])
-def test_gradients_equal_finite_differences(loss: object, top_k: int) -> None:
+def test_gradients_equal_finite_differences_of_the_formulas(
+    name: str, thresholds: dict[str, float], top_k: int
+) -> None:
+    clean, noise = random_logits(6)
+    plan = plan_of(clean, noise, top_k)
+    (got,) = torch.autograd.grad(balance_loss(plan, only(name, thresholds)), clean)
+    step, wanted = 1e-6, torch.zeros_like(clean)
+    for place in range(clean.numel()):
+        moved = torch.zeros_like(clean).view(-1).index_fill(0, torch.tensor(place), step).view_as(clean)
+        up, down = (FORMULAS[name](group_of(plan, clean + sign * moved, noise, thresholds)) for sign in (1, -1))
+        wanted.view(-1)[place] = (up - down) / (2 * step)
+    torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-8)
+    active = thresholds not in ({"local_entropy_threshold": 1.7}, {"global_entropy_threshold": 0.3})
+    assert bool(got.any()) == active
+
+
+@pytest.mark.parametrize(("name", "thresholds"), CASES)
+def test_gradients_pass_gradcheck(name: str, thresholds: dict[str, float]) -> None:
     clean, noise = random_logits(7)
-    assert torch.autograd.gradcheck(lambda c: loss(plan_of(c, noise, top_k)), (clean,))  # type: ignore[operator]
+    config = only(name, thresholds, weight=0.3)
+    assert torch.autograd.gradcheck(lambda c: balance_loss(plan_of(c, noise, 2), config), (clean,))
 
 
 def test_load_compares_logits_with_logits() -> None:
     # A constant added to every logit changes no choice, so it must not change the loss.
     clean, noise = random_logits(30)
-    loss = load_loss(plan_of(clean, noise, 1))
-    assert load_loss(plan_of(clean + 100, noise, 1)).item() == pytest.approx(loss.item(), rel=1e-9)
+    loss = load_loss(plan_of(clean, noise))
+    assert load_loss(plan_of(clean + 100, noise)).item() == pytest.approx(loss.item(), rel=1e-9)
 
 
-@pytest.mark.parametrize("loss", [importance_loss, load_loss, vloss])
+def test_the_shares_of_the_switch_loss_count_first_choices_with_noise() -> None:
+    clean = torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+    plan = plan_of(clean, torch.tensor([[3.0, 0.0], [0.0, 0.0]]), top_k=2)
+    gates = plan.noisy_logits_TE.softmax(1).mean(0)
+    assert switch_loss(plan).item() == pytest.approx(2 * (0.5 * gates[0] + 0.5 * gates[1]).item())
+
+
+def test_the_switch_loss_is_one_when_balanced_and_the_number_of_experts_at_collapse() -> None:
+    balanced, collapsed = torch.eye(4) * 60, torch.tensor([[60.0, 0, 0, 0]]).repeat(4, 1)
+    assert switch_loss(plan_of(balanced, torch.zeros(4, 4))).item() == pytest.approx(1)
+    assert switch_loss(plan_of(collapsed, torch.zeros(4, 4))).item() == pytest.approx(4)
+
+
+def test_entropies_at_their_bounds() -> None:
+    sure, even = torch.eye(4) * 60, torch.zeros(4, 4)
+    assert local_entropy_loss(plan_of(sure, even)).item() == pytest.approx(0, abs=1e-6)
+    assert local_entropy_loss(plan_of(even, even)).item() == pytest.approx(math.log(4))
+    assert global_entropy_loss(plan_of(sure, even)).item() == pytest.approx(-math.log(4))
+    assert global_entropy_loss(plan_of(sure[:1], even[:1])).item() == pytest.approx(0, abs=1e-6)
+    # log(2) asks for two experts: those that two tokens use are enough.
+    assert global_entropy_loss(plan_of(sure[:2], even[:2]), math.log(2) - 1e-6).item() == 0
+    assert global_entropy_loss(plan_of(sure[:1], even[:1]), math.log(2)).item() == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize(("name", "thresholds"), CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_no_tokens_give_a_differentiable_zero(loss: object, dtype: torch.dtype) -> None:
+def test_no_tokens_give_a_differentiable_zero(name: str, thresholds: dict[str, float], dtype: torch.dtype) -> None:
     weight = torch.randn(EXPERTS, 3, dtype=dtype, requires_grad=True)
     clean = torch.zeros(0, 3, dtype=dtype) @ weight.t()
-    value = loss(plan_of(clean, torch.zeros_like(clean), 1))  # type: ignore[operator]
+    value = balance_loss(plan_of(clean, torch.zeros_like(clean)), only(name, thresholds))
     value.backward()
     assert value.item() == 0
     assert weight.grad is not None and (weight.grad == 0).all()
 
 
-def test_one_expert_is_always_balanced() -> None:
+@pytest.mark.parametrize(("name", "thresholds"), CASES)
+@pytest.mark.parametrize("scale", [200.0, 1e4])
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_gates_that_underflow_give_finite_gradients(
+    name: str, thresholds: dict[str, float], scale: float, tokens: int
+) -> None:
+    clean = (random_logits(tokens, torch.float32)[0].detach() * scale).requires_grad_()
+    plan = plan_of(clean, torch.zeros_like(clean), top_k=2)
+    assert (plan.probs_TE == 0).any()
+    value = balance_loss(plan, only(name, thresholds))
+    (grad,) = torch.autograd.grad(value, clean)
+    assert torch.isfinite(value) and torch.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_one_expert_gives_finite_values_and_gradients(name: str) -> None:
     clean = torch.randn(6, 1, requires_grad=True)
-    value = vloss(plan_of(clean, torch.zeros_like(clean), 1))
-    value.backward()
-    assert value.item() == 0
-    assert clean.grad is not None and torch.isfinite(clean.grad).all()
+    value = balance_loss(plan_of(clean, torch.zeros_like(clean)), only(name, {}))
+    (grad,) = torch.autograd.grad(value, clean)
+    wanted = {"switch": 1.0, "z": clean.square().mean().item()}.get(name, 0.0)
+    assert value.item() == pytest.approx(wanted, abs=1e-6)
+    assert torch.isfinite(grad).all()
 
 
 def test_load_needs_noise() -> None:
     clean, noise = random_logits(4)
     with pytest.raises(ValueError, match="not defined for a plan without noise"):
-        load_loss(plan_of(clean, noise * 0, 1, noise_std=0.0))
+        load_loss(plan_of(clean, noise * 0, noise_std=0.0))
 
 
-def test_weight_zero_is_not_computed() -> None:
-    plan = plan_of(*random_logits(9), 1)
-    assert set(balance_losses(plan, BalanceConfig())) == {"vloss"}
-    assert set(balance_losses(plan, BalanceConfig(vloss=0, load=0.3))) == {"load"}
-    assert balance_loss(plan, BalanceConfig(vloss=0)).item() == 0
+@pytest.mark.parametrize("cut", [0, 1, 5, 13])
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_statistics_of_groups_add_up_to_those_of_the_joined_group(cut: int, top_k: int) -> None:
+    clean, noise = random_logits(13)
+    joined = statistics(plan_of(clean, noise, top_k), ALL)
+    first, second = (plan_of(clean[span], noise[span], top_k) for span in (slice(cut), slice(cut, None)))
+    torch.testing.assert_close(statistics(first, ALL) + statistics(second, ALL), joined, rtol=1e-12, atol=1e-12)
+    assert joined.shape == (num_statistics(ALL, EXPERTS),)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_the_loss_of_added_statistics_is_that_of_the_joined_group(name: str) -> None:
+    clean, noise = random_logits(13)
+    config = only(name, {})
+    total = sum(
+        (statistics(plan_of(clean[i : i + 4], noise[i : i + 4]), config) for i in range(0, 13, 4)), torch.tensor(0)
+    )
+    got, wanted = weighted_sum(total, config, EXPERTS), balance_loss(plan_of(clean, noise), config)
+    torch.testing.assert_close(got, wanted, rtol=1e-11, atol=1e-12)
+    for one, other in zip(torch.autograd.grad(got, clean), torch.autograd.grad(wanted, clean), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def refuse(*_: Any) -> Any:
+    raise AssertionError("a loss of weight 0 was computed")
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_weight_zero_is_not_computed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    clean, noise = random_logits(9)
+    plan, config = plan_of(clean, noise), BalanceConfig(**{name: 0.3})
+    wanted = balance_loss(plan, config).item()
+    for other in LOSSES.keys() - {name}:
+        monkeypatch.setitem(losses.LOSSES, other, BalanceLoss(refuse, refuse, refuse))
+    assert balance_loss(plan, config).item() == wanted != 0
+    monkeypatch.setitem(losses.LOSSES, name, BalanceLoss(refuse, refuse, refuse))
+    with pytest.raises(AssertionError, match="was computed"):
+        balance_loss(plan, config)
+    assert balance_loss(plan, BalanceConfig(**{name: 0.0})).item() == 0
+
+
+def test_vloss_is_dealt_to_its_halves() -> None:
+    assert BalanceConfig().weights == {}
+    assert BalanceConfig(vloss=0.5, load=3.0).weights == {"importance": 0.25, "load": 3.25}
+    assert BalanceConfig(load=0.3).weights == {"load": 0.3}
 
 
 def test_the_weighted_sum() -> None:
-    plan = plan_of(*random_logits(9), 1)
-    total = balance_loss(plan, BalanceConfig(vloss=0.5, importance=2.0, load=3.0))
-    parts = 0.5 * vloss(plan) + 2 * importance_loss(plan) + 3 * load_loss(plan)
-    assert total.item() == pytest.approx(parts.item())
-
-
-def test_evaluation_reports_what_is_defined() -> None:
     clean, noise = random_logits(9)
-    plan = plan_of(clean, noise * 0, 1, noise_std=0.0)
-    assert set(balance_losses(plan, BalanceConfig(importance=0.1, load=0.1))) == {"importance"}
-    assert balance_loss(plan, BalanceConfig()).item() == 0
+    plan = plan_of(clean, noise, 2)
+    parts = sum(getattr(ALL, name) * loss(plan).item() for name, loss in ALONE.items())
+    assert balance_loss(plan, ALL).item() == pytest.approx(parts, rel=1e-12)
+    loud = BalanceConfig(
+        local_entropy=2.0, local_entropy_threshold=0.3, global_entropy=3.0, global_entropy_threshold=1.7
+    )
+    wanted = 2 * local_entropy_loss(plan, 0.3) + 3 * global_entropy_loss(plan, 1.7)
+    assert balance_loss(plan, loud).item() == pytest.approx(wanted.item(), rel=1e-12)
+
+
+def test_every_weight_of_the_recipe_is_a_loss() -> None:
+    fields = {name for name in BalanceConfig.model_fields if not name.endswith("threshold")}
+    assert fields == {*LOSSES, "vloss"} == set(FORMULAS)

@@ -3,19 +3,42 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.moe.reference import brute_force_capacity, brute_force_plan
+from tests.moe.reference import (
+    brute_force_capacity,
+    brute_force_choice,
+    brute_force_plan,
+    brute_force_slots,
+    brute_force_walk,
+    walk_that_explains,
+)
 from vlmoe_core.config import exact
+from vlmoe_core.moe.config import Priority, Weights
 from vlmoe_core.moe.plan import RoutingPlan, capacity_of, make_plan
 
 
 def plan_of(
-    logits: torch.Tensor, top_k: int, capacity: int | None, priority: str = "gate", weights: str = "gate"
+    logits: torch.Tensor,
+    top_k: int,
+    capacity: int | None,
+    priority: Priority = "gate",
+    weights: Weights = "gate",
+    choice_bias: torch.Tensor | None = None,
 ) -> RoutingPlan:
-    return make_plan(logits, logits, top_k=top_k, weights=weights, priority=priority, capacity=capacity, noise_std=0.0)  # type: ignore[arg-type]
+    return make_plan(
+        logits,
+        logits,
+        top_k=top_k,
+        weights=weights,
+        priority=priority,
+        capacity=capacity,
+        noise_std=0.0,
+        choice_bias_E=choice_bias,
+    )
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[torch.Tensor, int, str | None, str]:
+def cases(draw: st.DrawFn) -> tuple[torch.Tensor, int, int | None]:
+    """Logits, choices and capacity."""
     experts = draw(st.integers(1, 64))
     top_k = draw(st.integers(1, min(4, experts)))
     tokens = draw(st.sampled_from([0, 1, 2, 3, 7, 33]))
@@ -26,23 +49,85 @@ def cases(draw: st.DrawFn) -> tuple[torch.Tensor, int, str | None, str]:
     if draw(st.booleans()):
         logits[:, draw(st.integers(0, experts - 1))] += 9
     factor = draw(st.sampled_from([None, "0.25", "0.5", "1.0", "1.05", "1.1", "1.25", "2.0", str(float(experts))]))
-    return logits, top_k, factor, draw(st.sampled_from(["gate", "position"]))
-
-
-@settings(max_examples=400, deadline=None)
-@given(cases())
-def test_plan_equals_the_double_loop(case: tuple[torch.Tensor, int, str | None, str]) -> None:
-    logits, top_k, factor, priority = case
-    tokens, experts = logits.shape
     capacity = capacity_of(tokens, experts, top_k, None if factor is None else exact(float(factor)))
     assert capacity == brute_force_capacity(tokens, experts, top_k, factor)
+    return logits, top_k, capacity
+
+
+@settings(max_examples=1200, deadline=None)
+@given(cases(), st.sampled_from(["gate", "position"]))
+def test_plan_equals_the_double_loop(case: tuple[torch.Tensor, int, int | None], priority: Priority) -> None:
+    logits, top_k, capacity = case
     plan = plan_of(logits, top_k, capacity, priority)
     expert, slot, kept = brute_force_plan(plan.probs_TE.tolist(), top_k, capacity, priority)
     assert plan.expert_TK.tolist() == expert
     assert plan.slot_TK.tolist() == slot
     assert plan.kept_TK.tolist() == kept
-    assert (plan.num_experts, plan.top_k) == (experts, top_k)
+    assert (plan.num_experts, plan.top_k) == (logits.shape[1], top_k)
     torch.testing.assert_close(plan.weight_TK, plan.probs_TE.gather(1, plan.expert_TK), rtol=0, atol=0)
+
+
+@settings(max_examples=400, deadline=None)
+@given(cases(), st.integers(0, 10**6), st.sampled_from([0.0, 0.01, 1.0]))
+def test_a_choice_bias_moves_the_choice_alone(
+    case: tuple[torch.Tensor, int, int | None], seed: int, size: float
+) -> None:
+    logits, top_k, capacity = case
+    bias = size * torch.randn(logits.shape[1], generator=torch.Generator().manual_seed(seed))
+    plan = plan_of(logits, top_k, capacity, choice_bias=bias)
+    probs = logits.softmax(-1)
+    assert torch.equal(plan.probs_TE, probs)
+    chosen = brute_force_choice((probs + bias).tolist(), top_k)
+    slot, kept = brute_force_slots(chosen, brute_force_walk(probs.tolist(), "gate"), top_k, capacity)
+    assert (plan.expert_TK.tolist(), plan.slot_TK.tolist(), plan.kept_TK.tolist()) == (chosen, slot, kept)
+    assert torch.equal(plan.weight_TK, probs.gather(1, plan.expert_TK))
+
+
+@settings(max_examples=400, deadline=None)
+@given(cases(), st.integers(0, 10**6))
+def test_random_priority_is_some_walk_that_the_seed_decides(
+    case: tuple[torch.Tensor, int, int | None], seed: int
+) -> None:
+    logits, top_k, capacity = case
+    torch.manual_seed(seed)
+    plan = plan_of(logits, top_k, capacity, "random")
+    torch.manual_seed(seed)
+    assert torch.equal(plan_of(logits, top_k, capacity, "random").slot_TK, plan.slot_TK)
+    chosen = brute_force_choice(logits.softmax(-1).tolist(), top_k)
+    assert plan.expert_TK.tolist() == chosen
+    walk = walk_that_explains(chosen, plan.slot_TK.tolist())
+    slot, kept = brute_force_slots(chosen, walk, top_k, capacity)
+    assert (plan.slot_TK.tolist(), plan.kept_TK.tolist()) == (slot, kept)
+    demand = torch.bincount(plan.expert_TK.flatten(), minlength=logits.shape[1])
+    served = torch.bincount(plan.expert_TK[plan.kept_TK], minlength=logits.shape[1])
+    assert torch.equal(served, demand if capacity is None else demand.clamp_max(capacity))
+
+
+def test_random_priority_prefers_no_token() -> None:
+    # 8 tokens of different gates compete for 2 places: each gets one in a quarter of 4,000 draws.
+    logits = torch.stack([torch.arange(8.0), torch.full((8,), -9.0)], dim=1)
+    torch.manual_seed(0)
+    kept = sum(plan_of(logits, 1, 2, "random").kept_TK[:, 0].float() for _ in range(4000))
+    assert isinstance(kept, torch.Tensor) and kept.sum().item() == 8000
+    assert (kept / 4000 - 0.25).abs().max().item() < 0.03
+
+
+def test_only_random_priority_draws() -> None:
+    for priority, draws in [("gate", False), ("position", False), ("random", True)]:
+        state = torch.get_rng_state()
+        plan_of(torch.zeros(5, 3), 1, 2, priority)  # type: ignore[arg-type]
+        assert torch.equal(torch.get_rng_state(), state) != draws
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 4), (4, 9), (0, 0), (9, 9), (0, 9)])
+def test_some_tokens_of_a_plan_keep_what_the_whole_group_decided(start: int, stop: int) -> None:
+    logits = torch.randn(9, 4, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    plan = plan_of(logits, 2, 3)
+    part = plan.tokens(start, stop)
+    for name in ("expert_TK", "weight_TK", "slot_TK", "kept_TK", "clean_logits_TE", "noisy_logits_TE", "probs_TE"):
+        assert torch.equal(getattr(part, name), getattr(plan, name)[start:stop]), name
+    assert (part.capacity, part.noise_std, part.num_experts, part.top_k) == (3, 0.0, 4, 2)
+    assert part.weight_TK.requires_grad
 
 
 def test_batch_priority_by_hand() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 import pytest
 from pydantic import Field, model_validator
 
-from vlmoe_core.config import Config, plugin_field
+from vlmoe_core.config import Config, Plugin, plugin_field
 from vlmoe_core.errors import RecipeError
 from vlmoe_core.recipe.mistakes import validated
 from vlmoe_core.recipe.overrides import apply_overrides
@@ -51,8 +51,9 @@ class Root(Config):
     part: Part = Part()
     parts: dict[str, Part] = Field(default_factory=dict)
     maybe: Part | None = None
-    plug: Annotated[Config, *plugin_field("toy_plugins", "kind")] | None = None
-    plugs: tuple[Annotated[Config, *plugin_field("toy_plugins", "kind")], ...] = ()
+    plug: Annotated[Config, *plugin_field(Plugin("toy_plugins", "kind"))] | None = None
+    plugs: tuple[Annotated[Config, *plugin_field(Plugin("toy_plugins", "kind"))], ...] = ()
+    word: Annotated[Config, *plugin_field(Plugin("toy_plugins", "kind", word=True))] | None = None
     needed: int
 
     @model_validator(mode="after")
@@ -100,6 +101,16 @@ def test_a_good_one_is_built() -> None:
     assert built.part.where == {"every": 2}
 
 
+def test_a_word_may_stand_for_a_mapping_where_the_field_says_so() -> None:
+    built = []
+    for text in ("word: big-box", "word: {kind: big-box}"):
+        root = parse(f"needed: 1\n{text}", "f.yaml")
+        assert root is not None
+        built.append(validated(Root, root, "f.yaml").word)
+    assert built[0] is not None and built[0] == built[1]
+    assert built[0].model_dump() == {"kind": "big-box", "count": 1, "inner": {"colour": "red"}}
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [
@@ -144,6 +155,11 @@ def test_a_good_one_is_built() -> None:
             "f.yaml:5: plugs.0.inner.color: unknown key; did you mean 'colour'?",
         ),
         ("plugs: {kind: big-box}", "f.yaml:2: plugs: must be a list, not a mapping"),
+        ("plug: big-box", "f.yaml:2: plug: needs an entry 'kind' that names one of: big-box"),
+        ("word: big-bix", "f.yaml:2: word: unknown kind 'big-bix'; did you mean 'big-box'?"),
+        ("word: {kind: big-bix}", "f.yaml:2: word: unknown kind 'big-bix'; did you mean 'big-box'?"),
+        ("word: {kind: big-box, cuont: 1}", "f.yaml:2: word.cuont: unknown key; did you mean 'count'?"),
+        ("word: 3", "f.yaml:2: word: needs an entry 'kind' that names one of: big-box"),
     ],
 )
 def test_one_mistake_is_one_line(text: str, line: str) -> None:
@@ -158,7 +174,7 @@ def test_several_mistakes_are_a_line_each() -> None:
     assert lines("part: {heads: x}\nextra: 1") == [
         "f.yaml:1: part.heads: must be a whole number, not 'x'",
         "f.yaml: needed: missing; give it a value",
-        "f.yaml:2: extra: unknown key; known: maybe, needed, part, parts, plug, plugs",
+        "f.yaml:2: extra: unknown key; known: maybe, needed, part, parts, plug, plugs, word",
     ]
 
 

@@ -27,6 +27,10 @@ EXACT = (
     "model.moe.vision.experts=loop",
     "model.moe.text.experts=loop",
     "data.augment.image.crop_scale=[1,1]",
+    "model.moe.vision.router={name: bias-balanced, update_rate: 0.05}",
+    "model.moe.vision.balance.vloss=0.01",
+    "model.moe.text.priority=random",
+    "model.moe.text.expert_dropout=0.2",
 )
 
 
@@ -40,13 +44,20 @@ def float64_steps(loaded: LoadedRecipe, folder: Path) -> dict[str, Any]:
     stepper = Stepper(accelerator, model, optimizer, recipe.optim, recipe.train.steps, recipe.seed)
     data = build_dataset(recipe, recipe.data.train, tokenizers, training=True)
     ranks, rank, per_step = accelerator.num_processes, accelerator.process_index, recipe.batch.num_micro
-    found: dict[str, Any] = {"losses": [], "gradients": [], "positions": [], "kinds": str(accelerator.distributed_type)}
+    found: dict[str, Any] = {
+        "losses": [],
+        "gradients": [],
+        "positions": [],
+        "biases": [],
+        "kinds": str(accelerator.distributed_type),
+    }
     for step in range(STEPS):
         micros = [data[n] for n in range(step * per_step + rank, (step + 1) * per_step, ranks)]
         result = stepper(step, micros)
         found["losses"].append(dict(result.losses) | {"norm": result.grad_norm})
         found["gradients"].append({n: p.grad.numpy().copy() for n, p in objective.named_parameters()})
         found["positions"].append([positions_of(m) for m in micros])
+        found["biases"].append({n: b.numpy().copy() for n, b in objective.named_buffers() if n.endswith("router.bias")})
     return found
 
 
@@ -88,6 +99,16 @@ def test_float64_loss_and_gradient_do_not_depend_on_the_ranks(
         for step in range(STEPS):
             assert found["losses"][step] == pytest.approx(expected["losses"][step], rel=1e-10, abs=1e-10)
             assert_close(found["gradients"][step], expected["gradients"][step])
+
+
+def test_loss_free_balancing_counts_the_choices_of_all_ranks(exact: dict[int, list[dict[str, Any]]]) -> None:
+    expected = exact[1][0]["biases"]
+    for step, biases in enumerate(expected):
+        (bias,) = biases.values()
+        assert (np.abs(bias) <= 0.05 * (step + 1) + 1e-9).all() and bias.any()
+    for found in [*exact[2], *exact[4]]:
+        for step in range(STEPS):
+            assert_close(found["biases"][step], expected[step])
 
 
 def assert_close(found: Gradients, expected: Gradients) -> None:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from vlmoe_core.config import Config, plugin_field
+from vlmoe_core.config import Config, Plugin, plugin_field
 
 StreamName = Literal["image", "text", "pair"]
 STREAMS: tuple[StreamName, ...] = ("image", "text", "pair")
@@ -24,7 +24,7 @@ class SourceConfig(Config):
     """Examples that are shuffled among each other when `order: blocks`."""
 
 
-Source = Annotated[SourceConfig, *plugin_field("vlmoe_core.data.sources", "source")]
+Source = Annotated[SourceConfig, *plugin_field(Plugin("vlmoe_core.data.sources", "source"))]
 
 
 class SplitConfig(Config):

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vlmoe_core.model.attention import Attention
 from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.model.layout import Layout
+from vlmoe_core.moe.dense import DenseFFN
 from vlmoe_core.moe.layer import SparseFFN
 from vlmoe_core.moe.plan import RoutingPlan
 
@@ -23,29 +23,17 @@ class Routed(NamedTuple):
 
     layer: int
     """0-based block."""
-    modality: str
-    """vision or text."""
+    pool: str
+    """vision, text or shared."""
     plan: RoutingPlan
     """Which expert each token went to."""
+    num_image_tokens: int
+    """The first so many tokens of the plan are image tokens, the others text tokens."""
 
 
-class DenseFFN(nn.Module):
-    """Two linear maps with GELU between."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.up = nn.Linear(dim, hidden)
-        self.down = nn.Linear(hidden, dim)
-
-    def forward(self, x_TD: Tensor) -> Tensor:
-        """(T, D) -> (T, D)."""
-        out: Tensor = self.down(F.gelu(self.up(x_TD)))
-        return out
-
-
-def build_ffn(config: ModelConfig, layer: int, modality: str) -> SparseFFN | DenseFFN:
-    """The network of a modality in a 0-based block."""
-    moe = config.sparse(modality, layer)
+def build_ffn(config: ModelConfig, layer: int, name: str) -> SparseFFN | DenseFFN:
+    """The feed-forward network of that name in a 0-based block."""
+    moe = config.sparse(name, layer)
     if moe is not None:
         return SparseFFN(config.dim, config.hidden, moe, config.init_std)
     return DenseFFN(config.dim, config.hidden)
@@ -61,33 +49,39 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(config.dim, eps=EPS)
         self.attention = Attention(config)
         self.norm2 = _ffn_norms(config, layer)
-        self.ffn = nn.ModuleDict({m: build_ffn(config, layer, m) for m in config.modalities(layer)})
+        self.ffn = nn.ModuleDict({name: build_ffn(config, layer, name) for name in config.ffns(layer)})
         self.scale1 = _layer_scale(config)
         self.scale2 = _layer_scale(config)
 
     def forward(self, x_TD: Tensor, layout: Layout) -> tuple[Tensor, tuple[Routed, ...]]:
-        """(T, D) -> (T, D) and the plans of the sparse layers, in the order vision, text."""
+        """(T, D) -> (T, D) and the plans of the sparse layers that ran."""
         x_TD = self._add(x_TD, self.attention(self.norm1(x_TD), layout), self.scale1, layout)
         y_TD, routed = self._feed_forward(x_TD, layout)
         return self._add(x_TD, y_TD, self.scale2, layout), routed
 
     def _feed_forward(self, x_TD: Tensor, layout: Layout) -> tuple[Tensor, tuple[Routed, ...]]:
-        if layout.fused and "vl" in self.ffn:
-            return self._modality("vl", x_TD)
+        images, tokens = layout.num_image_tokens, x_TD.shape[0]
+        for name in ("vl", "shared"):
+            if name in self.ffn and (layout.fused or name == "shared"):
+                return self._through(name, x_TD, layout, 0, tokens)
         if len(layout.modalities) == 1:
             # The other modality's experts would get a gradient of zeros at full size (docs/PERFORMANCE.md).
-            return self._modality(layout.modalities[0], x_TD)
-        image, image_routed = self._modality("vision", x_TD[: layout.num_image_tokens])
-        text, text_routed = self._modality("text", x_TD[layout.num_image_tokens :])
+            return self._through(layout.modalities[0], x_TD, layout, 0, tokens)
+        image, image_routed = self._through("vision", x_TD, layout, 0, images)
+        text, text_routed = self._through("text", x_TD, layout, images, tokens)
         return torch.cat([image, text]), image_routed + text_routed
 
-    def _modality(self, modality: str, x_TD: Tensor) -> tuple[Tensor, tuple[Routed, ...]]:
-        norm = self.norm2[modality] if isinstance(self.norm2, nn.ModuleDict) else self.norm2
-        ffn = self.ffn[modality]
-        if isinstance(ffn, SparseFFN):
-            y_TD, plan = ffn(norm(x_TD))
-            return y_TD, (Routed(self.layer, modality, plan),)
-        return ffn(norm(x_TD)), ()
+    def _through(
+        self, name: str, x_TD: Tensor, layout: Layout, start: int, stop: int
+    ) -> tuple[Tensor, tuple[Routed, ...]]:
+        """One feed-forward network over the tokens from `start` to `stop`."""
+        norm = self.norm2[name] if isinstance(self.norm2, nn.ModuleDict) else self.norm2
+        ffn, x_TD = self.ffn[name], norm(x_TD[start:stop])
+        if not isinstance(ffn, SparseFFN):
+            return ffn(x_TD), ()
+        y_TD, plan = ffn(x_TD, layout.identity_T[start:stop])
+        num_image_tokens = min(stop, layout.num_image_tokens) - start if start < layout.num_image_tokens else 0
+        return y_TD, (Routed(self.layer, name, plan, num_image_tokens),)
 
     def _add(self, x_TD: Tensor, branch_TD: Tensor, scale_D: Tensor | None, layout: Layout) -> Tensor:
         if scale_D is not None:
@@ -107,7 +101,7 @@ def _ffn_norms(config: ModelConfig, layer: int) -> nn.Module:
     """The norm before the feed-forward networks: one for all, or one for each (VLMo)."""
     if config.norm == "shared":
         return nn.LayerNorm(config.dim, eps=EPS)
-    return nn.ModuleDict({m: nn.LayerNorm(config.dim, eps=EPS) for m in config.modalities(layer)})
+    return nn.ModuleDict({name: nn.LayerNorm(config.dim, eps=EPS) for name in config.ffns(layer)})
 
 
 def _layer_scale(config: ModelConfig) -> nn.Parameter | None:

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from vlmoe_core.config import Config
-from vlmoe_core.moe.config import MoEConfig
+from vlmoe_core.moe.config import MoEConfig, SharedMoEConfig
 
 _ROWS = ("layers", "dim", "heads", "hidden", "vl_layers", "patch_size", "image_size")
 
@@ -24,7 +24,6 @@ NOT_BUILT = {
     "attention": ("per_modality",),
     "sub_norm": (True,),
     "positions": ("relative", "relative_shared"),
-    "expert_pool": ("shared",),
 }
 
 
@@ -35,6 +34,8 @@ class SparseConfig(Config):
     """V-MoE layers, over the image tokens."""
     text: MoEConfig | None = None
     """T-MoE layers, over the text tokens."""
+    shared: SharedMoEConfig | None = None
+    """Layers over the tokens of both (LIMoE); with `expert_pool: shared` alone."""
 
 
 class ModelConfig(Config):
@@ -80,7 +81,8 @@ class ModelConfig(Config):
     patch_embed: Literal["linear", "conv"] = "linear"
     """One linear map of each patch, or a stem of strided convolutions with GroupNorm that learns faster at toy size."""
     expert_pool: Literal["per_modality", "shared"] = "per_modality"
-    """Whether the modalities have their own experts (VL-MoE) or share one pool (LIMoE)."""
+    """Whether the modalities have their own experts (VL-MoE: moe.vision, moe.text) or share one pool (LIMoE:
+    moe.shared)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -108,9 +110,23 @@ class ModelConfig(Config):
             value = getattr(self, switch)
             if value in missing:
                 raise ValueError(f"{switch}: {value} is not built yet; leave it at its default")
-        for modality in ("vision", "text"):
-            self.sparse_layers(modality)
+        self._check_pools()
         return self
+
+    def _check_pools(self) -> None:
+        own, shared = self.moe.vision or self.moe.text, self.moe.shared
+        if self.expert_pool == "shared" and own is not None:
+            raise ValueError(
+                "expert_pool: shared has its experts in moe.shared alone; leave out moe.vision and moe.text"
+            )
+        if self.expert_pool == "shared" and shared is None:
+            raise ValueError(
+                "expert_pool: shared needs moe.shared, the pool of experts; add it, or leave out expert_pool"
+            )
+        if self.expert_pool == "per_modality" and shared is not None:
+            raise ValueError("moe.shared is one pool for all modalities: set expert_pool: shared, or leave it out")
+        for pool in self.pools:
+            self.sparse_layers(pool)
 
     @property
     def grid(self) -> int:
@@ -128,33 +144,39 @@ class ModelConfig(Config):
         halvings = self.patch_size.bit_length() - 1
         return (3, *(max(8, self.dim // 2 ** (halvings - 1 - i)) for i in range(halvings)))
 
-    def modalities(self, layer: int) -> tuple[str, ...]:
-        """The feed-forward networks of a 0-based block."""
-        return ("vision", "text", "vl") if layer >= self.layers - self.vl_layers else ("vision", "text")
+    @property
+    def pools(self) -> dict[str, MoEConfig]:
+        """The pools of experts by name: vision and text, or shared; those that there are."""
+        pools = {"vision": self.moe.vision, "text": self.moe.text, "shared": self.moe.shared}
+        return {name: moe for name, moe in pools.items() if moe is not None}
 
-    def sparse_layers(self, modality: str) -> tuple[int, ...]:
-        """The 0-based blocks whose feed-forward network of that modality is sparse."""
-        moe: MoEConfig | None = getattr(self.moe, modality)
+    def ffns(self, layer: int) -> tuple[str, ...]:
+        """The feed-forward networks of a 0-based block: vision and text, or shared; in the top blocks also vl."""
+        own = ("shared",) if layer in self.sparse_layers("shared") else ("vision", "text")
+        return (*own, "vl") if layer >= self.layers - self.vl_layers else own
+
+    def sparse_layers(self, pool: str) -> tuple[int, ...]:
+        """The 0-based blocks whose feed-forward network of that name is sparse."""
+        moe = self.pools.get(pool)
         if moe is None:
             return ()
         if isinstance(moe.layers, dict):
             every = moe.layers["every"]
             if not 1 <= every <= self.layers:
                 raise ValueError(
-                    f"moe.{modality}.layers: every {every} does not fit {self.layers} layers; give 1 to {self.layers}"
+                    f"moe.{pool}.layers: every {every} does not fit {self.layers} layers; give 1 to {self.layers}"
                 )
             return tuple(range(every - 1, self.layers, every))
         outside = [i for i in moe.layers if not 0 <= i < self.layers]
         if outside or len(set(moe.layers)) < len(moe.layers):
             raise ValueError(
-                f"moe.{modality}.layers {list(moe.layers)} must be distinct blocks from 0 to {self.layers - 1}"
+                f"moe.{pool}.layers {list(moe.layers)} must be distinct blocks from 0 to {self.layers - 1}"
             )
         return tuple(sorted(moe.layers))
 
-    def sparse(self, modality: str, layer: int) -> MoEConfig | None:
-        """The sparse layer of a modality in a 0-based block; None: dense. VL-FFNs are always dense (section 3)."""
-        moe: MoEConfig | None = None if modality == "vl" else getattr(self.moe, modality)
-        return moe if moe is not None and layer in self.sparse_layers(modality) else None
+    def sparse(self, ffn: str, layer: int) -> MoEConfig | None:
+        """The sparse layer of that name in a 0-based block; None: dense. VL-FFNs are always dense (section 3)."""
+        return self.pools[ffn] if layer in self.sparse_layers(ffn) else None
 
     def num_params(self, vocab_size: int, codebook_size: int | None) -> int:
         """Parameters, those of all experts counted.
@@ -164,8 +186,8 @@ class ModelConfig(Config):
             codebook_size: visual codes; the two heads of masked modelling are counted too. None: the encoder alone.
         """
         layers = range(self.layers)
-        ffns = sum(self._ffn_params(m, layer) for layer in layers for m in self.modalities(layer))
-        norms = sum(2 + (len(self.modalities(i)) - 1) * (self.norm == "per_modality") for i in layers) + 1
+        ffns = sum(self._ffn_params(name, layer) for layer in layers for name in self.ffns(layer))
+        norms = sum(2 + (len(self.ffns(i)) - 1) * (self.norm == "per_modality") for i in layers) + 1
         scales = 0 if self.layer_scale is None else 2 * self.layers
         heads = 0 if codebook_size is None else _linear(self.dim, vocab_size) + _linear(self.dim, codebook_size)
         return (
@@ -181,8 +203,7 @@ class ModelConfig(Config):
 
         So the paper counts its 180M of 1.9B; routers are counted whole. Arguments as in `num_params`.
         """
-        pools = (("vision", self.moe.vision), ("text", self.moe.text))
-        idle = sum(len(self.sparse_layers(m)) * (moe.num_experts - moe.top_k) for m, moe in pools if moe is not None)
+        idle = sum(len(self.sparse_layers(name)) * (moe.num_experts - moe.top_k) for name, moe in self.pools.items())
         return self.num_params(vocab_size, codebook_size) - idle * self._expert_params
 
     def flops(self, image_tokens: int, text_tokens: int) -> int:
@@ -205,9 +226,13 @@ class ModelConfig(Config):
         """Of one feed-forward network, and of one expert."""
         return _linear(self.dim, self.hidden) + _linear(self.hidden, self.dim)
 
-    def _ffn_params(self, modality: str, layer: int) -> int:
-        moe = self.sparse(modality, layer)
-        return self._expert_params if moe is None else moe.num_experts * (self._expert_params + self.dim)
+    def _ffn_params(self, ffn: str, layer: int) -> int:
+        moe = self.sparse(ffn, layer)
+        if moe is None:
+            return self._expert_params
+        return (moe.num_experts + moe.shared_expert) * self._expert_params + moe.router.num_params(
+            self.dim, moe.num_experts
+        )
 
     def _attention_params(self) -> int:
         biases = {"all": 3, "qv": 2, "none": 0}[self.qkv_bias]
@@ -222,14 +247,17 @@ class ModelConfig(Config):
         return rows * self.dim + convs + _linear(self.stem_widths[-1], self.dim)
 
     def _ffn_flops(self, layer: int, image_tokens: int, text_tokens: int) -> int:
-        dense = 4 * self.dim * self.hidden
-        if image_tokens and text_tokens and "vl" in self.modalities(layer):
-            return dense * (image_tokens + text_tokens)
-        total = 0
-        for modality, tokens in (("vision", image_tokens), ("text", text_tokens)):
-            moe = self.sparse(modality, layer)
-            total += tokens * (dense if moe is None else moe.top_k * dense + 2 * self.dim * moe.num_experts)
-        return total
+        ffns = self.ffns(layer)
+        if (image_tokens and text_tokens and "vl" in ffns) or "shared" in ffns:
+            name = "vl" if image_tokens and text_tokens and "vl" in ffns else "shared"
+            return self._token_flops(name, layer) * (image_tokens + text_tokens)
+        return self._token_flops("vision", layer) * image_tokens + self._token_flops("text", layer) * text_tokens
+
+    def _token_flops(self, ffn: str, layer: int) -> int:
+        dense, moe = 4 * self.dim * self.hidden, self.sparse(ffn, layer)
+        if moe is None:
+            return dense
+        return (moe.top_k + moe.shared_expert) * dense + moe.router.flops(self.dim, moe.num_experts)
 
     @property
     def _patch_flops(self) -> int:

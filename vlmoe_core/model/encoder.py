@@ -13,10 +13,11 @@ from torch.utils.checkpoint import checkpoint
 
 from vlmoe_core.data.batch import Batch
 from vlmoe_core.model.attention import Attention
-from vlmoe_core.model.block import EPS, Block, DenseFFN, Routed
+from vlmoe_core.model.block import EPS, Block, Routed
 from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.model.embeddings import Embeddings
 from vlmoe_core.model.layout import Layout, build_layout
+from vlmoe_core.moe.dense import DenseFFN
 from vlmoe_core.moe.experts import Experts
 
 

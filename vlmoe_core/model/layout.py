@@ -34,6 +34,8 @@ class Layout:
     """int64, sequence * L + place in the sequence."""
     occupied_SL: Tensor
     """bool, True where a token stands."""
+    identity_T: Tensor
+    """int64, what each token is: the place of an image token in its image, the id of a word."""
 
     @property
     def full(self) -> bool:
@@ -81,4 +83,5 @@ def build_layout(batch: Batch, image_length: int) -> Layout:
         sequence_T=sequence_T,
         place_T=place_T,
         occupied_SL=occupied.view(batch.num_sequences, length),
+        identity_T=torch.cat([inside_image, batch.text_ids_T]),
     )

@@ -1,25 +1,95 @@
 """What a recipe says of a sparse feed-forward layer."""
 
-from typing import Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from vlmoe_core.config import Config
+from vlmoe_core.config import Config, Plugin, plugin_field
+
+Weights = Literal["gate", "renormalised", "unit"]
+Priority = Literal["gate", "position", "random"]
+Implementation = Literal["grouped", "loop", "tutel"]
+BalanceScope = Literal["micro", "ranks"]
 
 
 def _every_second() -> dict[Literal["every"], int]:
     return {"every": 2}
 
 
+class RouterConfig(Config):
+    """A router; each file in vlmoe_core/moe/routers has a subclass with the options of its own."""
+
+    learns: ClassVar[bool] = True
+    """Whether the router has weights; noise and balance losses have a meaning only then."""
+    default_vloss: ClassVar[float] = 0.01
+    """The weight of vloss where the recipe gives none."""
+
+    name: str
+    """The router's name."""
+
+    def num_params(self, dim: int, num_experts: int) -> int:
+        """Parameters of one router for tokens of width `dim`."""
+        return dim * num_experts
+
+    def flops(self, dim: int, num_experts: int) -> int:
+        """Floating-point operations for one token, two a multiply-add."""
+        return 2 * dim * num_experts
+
+
+class BaselineConfig(RouterConfig):
+    """A router that learns nothing."""
+
+    learns = False
+    default_vloss = 0.0
+
+    def num_params(self, dim: int, num_experts: int) -> int:
+        """None."""
+        return 0
+
+    def flops(self, dim: int, num_experts: int) -> int:
+        """None."""
+        return 0
+
+
+ROUTERS = Plugin("vlmoe_core.moe.routers", "name", word=True)
+Router = Annotated[RouterConfig, *plugin_field(ROUTERS)]
+
+
 class BalanceConfig(Config):
     """Weights of the balance losses of one modality; 0: not computed. Formulas: vlmoe_core/moe/losses.py."""
 
-    vloss: float = Field(default=0.01, ge=0)
+    vloss: float = Field(0.0, ge=0)
     """Mean of importance and load loss (V-MoE, arXiv 2106.05974, App. A)."""
-    importance: float = Field(default=0.0, ge=0)
+    importance: float = Field(0.0, ge=0)
     """Squared coefficient of variation of the experts' summed gates (V-MoE, App. A)."""
-    load: float = Field(default=0.0, ge=0)
+    load: float = Field(0.0, ge=0)
     """Squared coefficient of variation of the experts' expected loads (V-MoE, App. A); needs noise."""
+    switch: float = Field(0.0, ge=0)
+    """E times the sum over experts of token share x mean gate (Switch, arXiv 2101.03961, 2.2; GShard, 2006.16668)."""
+    z: float = Field(0.0, ge=0)
+    """Mean squared log of the sum of the exponentiated logits (ST-MoE, arXiv 2202.08906, section 3.3)."""
+    local_entropy: float = Field(0.0, ge=0)
+    """Mean entropy of the tokens' gates, made small (LIMoE, arXiv 2206.02770, section 2.2)."""
+    global_entropy: float = Field(0.0, ge=0)
+    """Entropy of the mean gates, made large (LIMoE, section 2.2)."""
+    local_entropy_threshold: float | None = Field(None, ge=0)
+    """Nats; the local entropy counts only where it is above. null: always."""
+    global_entropy_threshold: float | None = Field(None, ge=0)
+    """Nats; the global entropy counts only where it is below; log(S) asks for S experts or more. null: always."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each loss, vloss dealt to importance and load; those of weight 0 are left out."""
+        weights = {
+            "importance": self.importance + self.vloss / 2,
+            "load": self.load + self.vloss / 2,
+            "switch": self.switch,
+            "z": self.z,
+            "local_entropy": self.local_entropy,
+            "global_entropy": self.global_entropy,
+        }
+        return {name: weight for name, weight in weights.items() if weight > 0}
 
 
 class MoEConfig(Config):
@@ -31,25 +101,46 @@ class MoEConfig(Config):
     """Which blocks are sparse: a list of 0-based blocks, or {every: n} for blocks n-1, 2n-1, ... (V-MoE, section 4)."""
     top_k: int = Field(1, ge=1)
     """Experts that each token goes to."""
-    router: Literal["softmax"] = "softmax"
-    """softmax: noisy softmax over all experts, then top-k (V-MoE, section 3)."""
+    router: Router
+    """A name, or a mapping of `name` and the router's own options. softmax (default): noisy top-k (V-MoE, section 3);
+    cosine (X-MoE); bias-balanced: loss-free balancing; hash, random, uniform: baselines that learn nothing."""
     noise: float = Field(1.0, ge=0)
-    """Standard deviation of the normal noise on the logits in training, in units of 1/E."""
-    weights: Literal["gate", "renormalised", "unit"] = "gate"
+    """Standard deviation of the normal noise on the logits in training, in units of 1/E. Baselines have no logits."""
+    weights: Weights = "gate"
     """Combine weights: the gate; gates over their sum over the k; or 1 with the gate's gradient (upcycled models)."""
-    priority: Literal["gate", "position"] = "gate"
-    """Who takes an expert's places first: the token with the largest gate (batch-priority routing), or the earlier."""
+    priority: Priority = "gate"
+    """Who takes an expert's places first: the token with the largest gate (batch-priority routing), the earlier one, or
+    any (random)."""
     capacity_factor: float | None = Field(1.25, gt=0)
     """Places of an expert in training, relative to k*T/E; null: dropless."""
     eval_capacity_factor: float | None = Field(None, gt=0)
     """The same in evaluation; null: dropless."""
-    balance: BalanceConfig = BalanceConfig()
-    """Balance losses."""
-    experts: Literal["grouped", "loop"] = "grouped"
-    """Implementation: grouped matmuls over sorted tokens, or the plain loop that specifies them."""
+    balance: BalanceConfig
+    """Balance losses. Default: vloss 0.01 with a router that a loss must balance (softmax, cosine), else none."""
+    balance_scope: BalanceScope = "micro"
+    """micro: each routing group is balanced on its own; ranks: the groups that the ranks compute at the same time are
+    balanced together, which makes the loss depend on how many ranks there are."""
+    experts: Implementation = "grouped"
+    """Implementation: grouped, all experts in one operator; loop, the plain loop that specifies them; or tutel, the
+    kernels of that package between our plan and batched products."""
+    shared_expert: bool = False
+    """A further expert of the same size that every token passes, whatever its router says (arXiv 2401.06066)."""
+    expert_dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout inside the experts in training, as for finetuning (Switch, arXiv 2101.03961, section 2.4)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        """The default router, and as default weight of vloss the router's own."""
+        if not isinstance(values, dict):
+            return values
+        values = {"router": "softmax", "balance": {}, **values}
+        if isinstance(values["balance"], dict):
+            values["balance"] = {"vloss": _default_vloss(values["router"]), **values["balance"]}
+        return values
 
     @model_validator(mode="after")
-    def _consistent(self) -> "MoEConfig":
+    def _consistent(self) -> Self:
         if self.layers == {}:
             raise ValueError("layers is empty: give a list of blocks, or {every: n}")
         if self.top_k > self.num_experts:
@@ -60,8 +151,46 @@ class MoEConfig(Config):
             raise ValueError(
                 "weights 'renormalised' with top_k 1 is always 1 and gives the router no gradient; use 'gate' or 'unit'"
             )
-        if self.noise == 0 and (self.balance.vloss > 0 or self.balance.load > 0):
-            raise ValueError(
-                "the load loss and vloss are defined with noise only: set noise above 0, or their weights to 0"
-            )
+        if self.expert_dropout > 0 and self.experts == "tutel":
+            raise ValueError("expert_dropout is not built for experts 'tutel': use 'grouped', or set it to 0")
+        for key, losses in self.balance_sets.items():
+            self._check_losses(key, losses)
         return self
+
+    def _check_losses(self, key: str, losses: BalanceConfig) -> None:
+        if not self.router.learns and losses.weights:
+            raise ValueError(f"router '{self.router.name}' learns nothing: set the weights of {key} to 0")
+        if self.noise == 0 and "load" in losses.weights:
+            raise ValueError(
+                "the load loss and vloss are defined with noise only: "
+                f"set noise above 0, or their weights in {key} to 0"
+            )
+
+    @property
+    def balance_sets(self) -> dict[str, BalanceConfig]:
+        """The sets of balance losses, by their keys."""
+        return {"balance": self.balance}
+
+
+class SharedMoEConfig(MoEConfig):
+    """The sparse layers of one pool that the tokens of all modalities share (LIMoE)."""
+
+    vision_balance: BalanceConfig = BalanceConfig()
+    """Further balance losses, over the image tokens alone (LIMoE: global entropy)."""
+    text_balance: BalanceConfig = BalanceConfig()
+    """Further balance losses, over the text tokens alone (LIMoE: local and global entropy)."""
+
+    @property
+    def balance_sets(self) -> dict[str, BalanceConfig]:
+        """The sets of balance losses, by their keys."""
+        return {"balance": self.balance, "vision_balance": self.vision_balance, "text_balance": self.text_balance}
+
+
+def _default_vloss(router: Any) -> float:
+    if isinstance(router, RouterConfig):
+        return router.default_vloss
+    try:
+        config: type[RouterConfig] = ROUTERS.config_class(router)  # type: ignore[assignment]
+    except PydanticCustomError:  # told where the field itself is validated
+        return 0.0
+    return config.default_vloss

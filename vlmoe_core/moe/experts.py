@@ -1,21 +1,24 @@
 """The experts of a sparse layer: one feed-forward network each, their weights fused along the first axis.
 
-Shapes: T tokens, D width, H hidden width, E experts, K choices of a token, N = T x K rows sorted by expert;
+Shapes: T tokens, D width, H hidden width, E experts, K choices of a token, C = T x K choices, M of one expert;
 O and I are the output and input width of a linear map.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlmoe_core.moe.grouped import grouped_mm
-from vlmoe_core.moe.permute import combine, dispatch, order_of
+from vlmoe_core.moe.config import Implementation
+from vlmoe_core.moe.operator import expert_ffn
+from vlmoe_core.moe.order import order_of
 from vlmoe_core.moe.plan import RoutingPlan
 from vlmoe_core.moe.precision import compute_dtype, without_autocast
+from vlmoe_core.moe.tutel import tutel
 
-Implementation = Literal["grouped", "loop"]
+Linear = tuple[Tensor, Tensor]
+"""Weight (E, O, I) and bias (E, O) in the dtype of the arithmetic."""
 
 
 class ExpertLinear(nn.Module):
@@ -42,7 +45,7 @@ class ExpertLinear(nn.Module):
         if self.copy is not None:
             self.copy.copy_(self.weight.detach())
 
-    def operands(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def operands(self, dtype: torch.dtype) -> Linear:
         """Weight and bias in the dtype of the arithmetic; their gradients reach the parameters."""
         if self.copy is not None and self.copy.dtype == dtype:
             weight: Tensor = _Held.apply(self.weight, self.copy)  # type: ignore[no-untyped-call]
@@ -66,24 +69,38 @@ class _Held(torch.autograd.Function):
 class Experts(nn.Module):
     """E feed-forward networks down(gelu(up(x))), each applied to the tokens that a plan sends to it.
 
-    `loop` computes one expert after the other and specifies the result; `grouped` sorts the tokens by expert and
-    computes all experts in one product. A dropped token gets 0.
+    `loop` computes one expert after the other and specifies the result; `grouped` computes all in one operator; `tutel`
+    moves the tokens with that package's kernels. A dropped token gets 0.
+
+    Args:
+        num_experts: E.
+        dim: D.
+        hidden: H.
+        init_std: standard deviation of the weights.
+        implementation: which of the three.
+        dropout: rate of dropout on the hidden activation, in training; not with `tutel`.
     """
 
     def __init__(
-        self, num_experts: int, dim: int, hidden: int, *, init_std: float, implementation: Implementation = "grouped"
+        self,
+        num_experts: int,
+        dim: int,
+        hidden: int,
+        *,
+        init_std: float,
+        implementation: Implementation = "grouped",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.implementation = implementation
+        self.implementation, self.dropout = implementation, dropout
         self.up = ExpertLinear(num_experts, dim, hidden, init_std)
         self.down = ExpertLinear(num_experts, hidden, dim, init_std)
 
     def forward(self, x_TD: Tensor, plan: RoutingPlan) -> Tensor:
         """x_TD (T, D) -> the weighted sum of each token's experts (T, D), in the dtype of the arithmetic."""
         dtype = compute_dtype(self.up.weight)
-        run = loop if self.implementation == "loop" else grouped
         with without_autocast(x_TD.device.type):
-            return run(x_TD.to(dtype), plan, self.up.operands(dtype), self.down.operands(dtype))
+            return self._run(x_TD.to(dtype), plan, self.up.operands(dtype), self.down.operands(dtype))
 
     def hold_copies(self, dtype: torch.dtype | None) -> None:
         """Hold copies of the weights in `dtype` for arithmetic in it; None holds none."""
@@ -95,27 +112,38 @@ class Experts(nn.Module):
         self.up.refresh_copy()
         self.down.refresh_copy()
 
+    def _run(self, x_TD: Tensor, plan: RoutingPlan, up: Linear, down: Linear) -> Tensor:
+        if self.implementation == "tutel":
+            return tutel(x_TD, plan, up, down)
+        run = loop if self.implementation == "loop" else grouped
+        return run(x_TD, plan, up, down, self._dropout(x_TD, plan))
 
-def grouped(x_TD: Tensor, plan: RoutingPlan, up: tuple[Tensor, Tensor], down: tuple[Tensor, Tensor]) -> Tensor:
-    """All experts at once: sort the tokens by expert, two grouped products, back. `up`, `down`: weight and bias."""
+    def _dropout(self, x_TD: Tensor, plan: RoutingPlan) -> Tensor | None:
+        """(C, H) factors of the hidden activation, 0 or 1 / (1 - rate); the same for every implementation."""
+        if not self.training or self.dropout == 0:
+            return None
+        return F.dropout(x_TD.new_ones(plan.expert_TK.numel(), self.up.weight.shape[1]), self.dropout)
+
+
+def grouped(x_TD: Tensor, plan: RoutingPlan, up: Linear, down: Linear, dropout_CH: Tensor | None) -> Tensor:
+    """All experts in one operator, over the tokens sorted by expert."""
     order = order_of(plan)
-    hidden_NH = F.gelu(_linear(dispatch(x_TD, order), up, order.offsets_E))
-    return combine(_linear(hidden_NH, down, order.offsets_E), plan.weight_TK, order)
+    save = torch.is_grad_enabled()
+    out: tuple[Tensor, ...] = expert_ffn(
+        x_TD, plan.weight_TK, order.choice_N, order.offsets_E, *up, *down, dropout_CH, save
+    )
+    return out[0]
 
 
-def _linear(x_NI: Tensor, weights: tuple[Tensor, Tensor], offsets_E: Tensor) -> Tensor:
-    weight_EOI, bias_EO = weights
-    y_NO: Tensor = grouped_mm(x_NI, weight_EOI.transpose(1, 2), offsets_E, bias_EO)
-    return y_NO
-
-
-def loop(x_TD: Tensor, plan: RoutingPlan, up: tuple[Tensor, Tensor], down: tuple[Tensor, Tensor]) -> Tensor:
-    """The specification: one expert after the other, each over its kept tokens. `up`, `down`: weight and bias."""
+def loop(x_TD: Tensor, plan: RoutingPlan, up: Linear, down: Linear, dropout_CH: Tensor | None) -> Tensor:
+    """The specification: one expert after the other, each over its kept tokens."""
     y_TD = torch.zeros_like(x_TD)
     experts = zip(*(t.unbind(0) for t in (*up, *down)), strict=True)
     for e, (up_weight, up_bias, down_weight, down_bias) in enumerate(experts):
         token_M, choice_M = torch.where((plan.expert_TK == e) & plan.kept_TK)
         hidden_MH = F.gelu(F.linear(x_TD[token_M], up_weight, up_bias))
+        if dropout_CH is not None:
+            hidden_MH = hidden_MH * dropout_CH[token_M * plan.top_k + choice_M]
         out_MD = F.linear(hidden_MH, down_weight, down_bias)
         weight_M1 = plan.weight_TK[token_M, choice_M].unsqueeze(1).to(out_MD.dtype)
         y_TD = y_TD.index_add(0, token_M, weight_M1 * out_MD)

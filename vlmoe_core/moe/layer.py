@@ -6,7 +6,8 @@ Shapes: T tokens of one routing group, D width.
 from torch import Tensor, nn
 
 from vlmoe_core.config import plugin_module
-from vlmoe_core.moe.config import MoEConfig
+from vlmoe_core.moe.config import ROUTERS, MoEConfig
+from vlmoe_core.moe.dense import DenseFFN
 from vlmoe_core.moe.experts import Experts
 from vlmoe_core.moe.plan import RoutingPlan
 
@@ -15,15 +16,31 @@ class SparseFFN(nn.Module):
     """A feed-forward layer of which each token uses the `top_k` experts that its router chooses.
 
     The router is the class `Router` of the file in vlmoe_core/moe/routers that the config names.
-    State: `router.weight`, `experts.{up,down}.{weight,bias}`.
+    State: `router.*`, `experts.{up,down}.{weight,bias}`, and `shared_expert.*` where there is one.
     """
 
     def __init__(self, dim: int, hidden: int, config: MoEConfig, init_std: float) -> None:
         super().__init__()
-        self.router: nn.Module = plugin_module("vlmoe_core.moe.routers", config.router).Router(dim, config, init_std)
-        self.experts = Experts(config.num_experts, dim, hidden, init_std=init_std, implementation=config.experts)
+        self.router: nn.Module = plugin_module(ROUTERS.package, config.router.name).Router(dim, config, init_std)
+        self.experts = Experts(
+            config.num_experts,
+            dim,
+            hidden,
+            init_std=init_std,
+            implementation=config.experts,
+            dropout=config.expert_dropout,
+        )
+        self.shared_expert = DenseFFN(dim, hidden) if config.shared_expert else None
 
-    def forward(self, x_TD: Tensor) -> tuple[Tensor, RoutingPlan]:
-        """x_TD (T, D), the tokens of one routing group -> their update (T, D), 0 for dropped ones, and the plan."""
-        plan: RoutingPlan = self.router(x_TD)
-        return self.experts(x_TD, plan), plan
+    def forward(self, x_TD: Tensor, identity_T: Tensor | None = None) -> tuple[Tensor, RoutingPlan]:
+        """The tokens of one routing group -> their update (T, D), and the plan.
+
+        A dropped token's update is 0, or the shared expert's where there is one.
+
+        Args:
+            x_TD: (T, D).
+            identity_T: (T,) what each token is; the hash router asks for it.
+        """
+        plan: RoutingPlan = self.router(x_TD, identity_T)
+        y_TD = self.experts(x_TD, plan)
+        return (y_TD if self.shared_expert is None else y_TD + self.shared_expert(x_TD)), plan

@@ -3,15 +3,13 @@
 Shapes: T tokens of one routing group, E experts, K choices of a token, N = T x K choices in all.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Weights = Literal["gate", "renormalised", "unit"]
-Priority = Literal["gate", "position"]
+from vlmoe_core.moe.config import Priority, Weights
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,19 @@ class RoutingPlan:
         """K."""
         return self.expert_TK.shape[1]
 
+    def tokens(self, start: int, stop: int) -> "RoutingPlan":
+        """The plan's rows of some of its tokens: what one modality got of a pool that it shares with another."""
+        return replace(
+            self,
+            expert_TK=self.expert_TK[start:stop],
+            weight_TK=self.weight_TK[start:stop],
+            slot_TK=self.slot_TK[start:stop],
+            kept_TK=self.kept_TK[start:stop],
+            clean_logits_TE=self.clean_logits_TE[start:stop],
+            noisy_logits_TE=self.noisy_logits_TE[start:stop],
+            probs_TE=self.probs_TE[start:stop],
+        )
+
 
 torch.export.register_dataclass(RoutingPlan, serialized_type_name="vlmoe_core.moe.plan.RoutingPlan")
 
@@ -66,16 +77,16 @@ def capacity_of(tokens: int, num_experts: int, top_k: int, factor: Fraction | No
     return places
 
 
-def choose(probs_TE: Tensor, top_k: int) -> Tensor:
-    """The `top_k` most probable experts of each token, best first, the lower number first where two are equal.
+def choose(scores_TE: Tensor, top_k: int) -> Tensor:
+    """The `top_k` experts of the highest scores, best first, the lower number first where two are equal.
 
     torch.topk promises no order among equals.
     """
-    left_TE = probs_TE.detach()
+    left_TE = scores_TE.detach()
     chosen = []
     for _ in range(top_k):
         best_T1 = left_TE.argmax(dim=-1, keepdim=True)
-        left_TE = left_TE.scatter(1, best_T1, -1.0)
+        left_TE = left_TE.scatter(1, best_T1, -torch.inf)
         chosen.append(best_T1)
     return torch.cat(chosen, dim=1)
 
@@ -121,6 +132,19 @@ def inverse(permutation_N: Tensor) -> Tensor:
     return permutation_N.argsort()
 
 
+def priority_walk(probs_TE: Tensor, priority: Priority) -> Tensor | None:
+    """The order in which tokens take places (T,); None: as they stand.
+
+    gate: the token with the largest gate goes first, equal ones as they stand (batch-priority routing, V-MoE, arXiv
+    2106.05974, section 4.1). random: any order, drawn from torch's default generator.
+    """
+    if priority == "gate":
+        return probs_TE.detach().amax(dim=1).argsort(descending=True, stable=True)
+    if priority == "random":
+        return torch.rand(probs_TE.shape[0], device=probs_TE.device).argsort()
+    return None
+
+
 def make_plan(
     clean_logits_TE: Tensor,
     noisy_logits_TE: Tensor,
@@ -130,18 +154,15 @@ def make_plan(
     priority: Priority,
     capacity: int | None,
     noise_std: float,
+    choice_bias_E: Tensor | None = None,
 ) -> RoutingPlan:
     """The plan that follows from the router's logits.
 
-    Batch-priority routing (V-MoE, arXiv 2106.05974, section 4.1) with `priority` "gate": the token with the largest
-    gate goes first, equal ones as they stand. "position": the tokens go as they stand.
+    `choice_bias_E` is added to the gates for the choice alone: weights and priority come from the gates without it.
     """
     probs_TE = noisy_logits_TE.softmax(dim=-1)
-    expert_TK = choose(probs_TE, top_k)
-    walk_T = None
-    if priority == "gate":
-        walk_T = probs_TE.detach().gather(1, expert_TK[:, :1]).squeeze(1).argsort(descending=True, stable=True)
-    slot_TK = assign_slots(expert_TK, walk_T, probs_TE.shape[1])
+    expert_TK = choose(probs_TE if choice_bias_E is None else probs_TE + choice_bias_E, top_k)
+    slot_TK = assign_slots(expert_TK, priority_walk(probs_TE, priority), probs_TE.shape[1])
     return RoutingPlan(
         expert_TK=expert_TK,
         weight_TK=combine_weights(probs_TE, expert_TK, weights),

@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from vlmoe_core.config import Config, plugin_field
+from vlmoe_core.config import Config, Plugin, plugin_field
 
 
 class MaskConfig(Config):
@@ -45,4 +45,4 @@ class ObjectiveConfig(Config):
     """The objective: a file name in vlmoe_core/objectives/kinds."""
 
 
-Objective = Annotated[ObjectiveConfig, *plugin_field("vlmoe_core.objectives.kinds", "name")]
+Objective = Annotated[ObjectiveConfig, *plugin_field(Plugin("vlmoe_core.objectives.kinds", "name"))]

@@ -6,8 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from vlmoe_core.data.loader import MicroBatch
+from vlmoe_core.data.order import derive_key
 from vlmoe_core.train.health import RouterHealth
 from vlmoe_core.train.parallel import all_sum, wide_dtype
+
+HELD_OUT_DRAWS = 1
+"""Seed of what is drawn in evaluation."""
 
 
 @torch.no_grad()
@@ -18,12 +22,15 @@ def evaluate(objective: nn.Module, micros: Iterable[MicroBatch], device: torch.d
         objective: the objective, not wrapped: ranks may hold different numbers of micro-batches.
         micros: this rank's micro-batches; at least one on every rank, which may be empty.
         device: where to compute.
+
+    Routers that draw (random, `priority: random`) draw the same for a micro-batch each time.
     """
     objective.eval()
     health = RouterHealth()
     sums: dict[str, Tensor] = {}
     weights: dict[str, float] = {}
     for micro in micros:
+        torch.manual_seed(derive_key(HELD_OUT_DRAWS, micro.number) >> 1)
         loss = objective({s: b.to(device) for s, b in micro.batches.items()})
         for name, part in loss.parts.items():
             total = part.sum.to(wide_dtype(device))

@@ -23,7 +23,7 @@ class RouterHealth:
     def add(self, routed: Iterable[Routed]) -> None:
         """Add the plans of one micro-batch. Waits for no device."""
         for one in routed:
-            key = f"router/{one.modality}/{one.layer}"
+            key = f"router/{one.pool}/{one.layer}"
             counts = tally(one.plan)
             counts = counts.to(wide_dtype(counts.device))
             self.tallies[key] = self.tallies[key] + counts if key in self.tallies else counts
@@ -48,7 +48,7 @@ class HealthSummary:
     """The routers' health at one step."""
 
     figures: Mapping[str, float]
-    """`router/<modality>/<layer>/{busiest,dead,dropped,entropy}`."""
+    """`router/<pool>/<layer>/{busiest,dead,dropped,entropy}`."""
     idle: Mapping[str, frozenset[int]]
     """The experts of each layer that no token chose."""
 

@@ -14,6 +14,7 @@ from vlmoe_core.data.loader import MicroBatch
 from vlmoe_core.data.order import derive_key
 from vlmoe_core.errors import TrainError
 from vlmoe_core.objectives.loss import Loss
+from vlmoe_core.train.bias import RouterBiases
 from vlmoe_core.train.config import OptimConfig
 from vlmoe_core.train.health import RouterHealth
 from vlmoe_core.train.optim import learning_rate
@@ -61,6 +62,7 @@ class Stepper:
     ) -> None:
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.config, self.steps, self.seed, self.on_error = config, steps, seed, on_error
+        self.biases = RouterBiases(model)
 
     def __call__(
         self,
@@ -83,6 +85,7 @@ class Stepper:
         """
         micros = [self._on_device(micro) for micro in micros]
         counts, broken = self._global_counts(micros)
+        self.biases.forget()
         if broken and self.on_error == "raise":
             refuse_broken([message for micro in micros for message in micro.broken])
         lr = self._set_learning_rate(step)
@@ -132,8 +135,10 @@ class Stepper:
             loss: Loss = self.model(micro.batches)
             # DistributedDataParallel takes the mean over ranks; the counts already are global.
             self.accelerator.backward(loss.total(counts) * self.accelerator.num_processes)
+        plans = [one for _, one in loss.routed]
+        self.biases.add(plans)
         if health is not None:
-            health.add(one for _, one in loss.routed)
+            health.add(plans)
         return loss.detached()
 
     def _reduce(
@@ -167,6 +172,8 @@ class Stepper:
             raise TrainError(f"step {step + 1}: the gradient is not finite although the loss is; nothing was updated")
         self.optimizer.step()
         refresh_expert_copies(self.model)
+        if finite:
+            self.biases.update()
         return grad_norm if finite else None
 
 

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from vlmoe_core.moe.config import MoEConfig
 from vlmoe_core.moe.routers.softmax import Router
@@ -45,35 +44,6 @@ def test_noise_comes_from_the_default_generator() -> None:
     torch.manual_seed(3)
     assert torch.equal(router(x).noisy_logits_TE, first)
     assert not torch.equal(first, second)
-
-
-@pytest.mark.parametrize(("tokens", "expected"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
-def test_arithmetic_is_never_below_float32(tokens: torch.dtype, expected: torch.dtype) -> None:
-    x = torch.randn(6, 8, dtype=tokens)
-    router = router_of()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        plan = router.eval()(x)
-    for tensor in (plan.clean_logits_TE, plan.probs_TE, plan.weight_TK):
-        assert tensor.dtype == expected
-    assert torch.equal(plan.clean_logits_TE, x.to(expected) @ router.weight.to(expected).t())
-
-
-def test_the_recompute_of_activation_checkpointing_makes_the_same_plan() -> None:
-    router, seen = router_of(capacity_factor=0.5), []
-
-    def block(x: torch.Tensor) -> torch.Tensor:
-        plan = router(x)
-        seen.append(plan)
-        return (plan.weight_TK * plan.kept_TK).sum()
-
-    block_input = torch.randn(64, 8, requires_grad=True)
-    loss = checkpoint(block, block_input, use_reentrant=False)
-    torch.randn(7)
-    loss.backward()
-    forward, again = seen
-    assert forward is not again
-    for name in ("expert_TK", "slot_TK", "kept_TK", "noisy_logits_TE", "weight_TK"):
-        assert torch.equal(getattr(forward, name), getattr(again, name)), name
 
 
 def test_state_is_one_weight_without_bias() -> None:

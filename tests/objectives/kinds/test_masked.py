@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.model.support import CODES, SPARSE, VOCAB, batch_of, collate_of, config_of, randomise, samples_of
+from tests.model.support import CODES, SHARED, SPARSE, VOCAB, batch_of, collate_of, config_of, randomise, samples_of
 from vlmoe_core.data.batch import Batch
 from vlmoe_core.data.config import STREAMS, StreamName
 from vlmoe_core.data.example import Sample
 from vlmoe_core.errors import TokenizerError
 from vlmoe_core.model.encoder import Encoder
 from vlmoe_core.moe.losses import balance_loss
+from vlmoe_core.moe.plan import make_plan
 from vlmoe_core.objectives.kinds.masked import Config, MaskedModelling
 from vlmoe_core.tokenizers.visual import VisualTokenizer, to_patches
 
@@ -172,10 +173,10 @@ def test_counts_equal_what_forward_reports(present: set[StreamName], moe: dict[s
     assert torch.isfinite(loss.total(counts))
 
 
-@pytest.mark.parametrize("moe", [{}, SPARSE])
+@pytest.mark.parametrize("pools", [{}, {"moe": SPARSE}, SHARED])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_empty_streams_give_every_parameter_a_zero_gradient(moe: dict[str, Any], recompute: bool) -> None:
-    objective = objective_of(torch.float32, moe=moe, drop_path=0.1, norm="per_modality").train()
+def test_empty_streams_give_every_parameter_a_zero_gradient(pools: dict[str, Any], recompute: bool) -> None:
+    objective = objective_of(torch.float32, **pools, drop_path=0.1, norm="per_modality").train()
     objective.encoder.recompute = recompute
     batches = batches_of(objective, {})
     total = objective(batches).total(objective.counts(batches))
@@ -204,7 +205,7 @@ def test_balance_is_the_mean_over_the_non_empty_groups() -> None:
     config = objective.encoder.config
     for modality, layer, groups in [("vision", 1, 2), ("vision", 2, 1), ("text", 0, 1), ("text", 2, 0)]:
         balance = getattr(config.moe, modality).balance
-        plans = [r.plan for _, r in loss.routed if (r.modality, r.layer) == (modality, layer)]
+        plans = [r.plan for _, r in loss.routed if (r.pool, r.layer) == (modality, layer)]
         terms = [balance_loss(plan, balance).item() for plan in plans if len(plan.expert_TK)]
         part = loss.parts[f"balance/{modality}/{layer}"]
         assert (part.count, part.weight, len(terms)) == (groups, 1.0, groups)
@@ -237,10 +238,78 @@ def test_balance_is_computed_in_training_alone() -> None:
     }
 
 
+@pytest.mark.parametrize("present", PRESENT)
+@pytest.mark.parametrize("vl_layers", [0, 1, 2])
+def test_counts_of_a_shared_pool_equal_what_forward_reports(present: set[StreamName], vl_layers: int) -> None:
+    objective = objective_of(torch.float32, **SHARED, vl_layers=vl_layers).train()
+    batches = batches_of(objective, {s: v for s, v in samples_of_all(objective).items() if s in present})
+    loss, counts = objective(batches), objective.counts(batches)
+    assert {name: part.count for name, part in loss.parts.items()} == counts
+    streams: dict[str, set[StreamName]] = {
+        "shared": {"image", "text", "pair"},
+        "vision": {"image", "pair"},
+        "text": {"text", "pair"},
+    }
+    for tokens, of_tokens in streams.items():
+        for layer in (1, 2):
+            through = of_tokens - ({"pair"} if layer >= 3 - vl_layers else set())
+            assert counts[f"balance/{tokens}/{layer}"] == len(through & present)
+            assert set(loss.parts[f"balance/{tokens}/{layer}"].streams) == through
+    assert set(counts) == {*PARTS, *(f"balance/{t}/{layer}" for t in streams for layer in (1, 2))}
+    for name, part in loss.parts.items():
+        assert (part.sum.item() == 0) == (part.count == 0), name
+
+
+def test_a_shared_pool_balances_all_tokens_and_each_modality() -> None:
+    objective = objective_of(**SHARED).train()
+    batches = batches_of(objective, samples_of_all(objective))
+    loss = objective(batches)
+    pool = objective.encoder.config.moe.shared
+    assert pool is not None
+    sets = {"shared": pool.balance, "vision": pool.vision_balance, "text": pool.text_balance}
+    for tokens, losses in sets.items():
+        for layer in (1, 2):
+            terms = []
+            for stream, one in loss.routed:
+                images = batches[stream].num_images * 17
+                rows = {"shared": slice(None), "vision": slice(images), "text": slice(images, None)}[tokens]
+                if one.layer == layer and len(one.plan.expert_TK[rows]):
+                    logits = (one.plan.clean_logits_TE[rows], one.plan.noisy_logits_TE[rows])
+                    plan = make_plan(
+                        *logits, top_k=2, weights="gate", priority="gate", capacity=None, noise_std=one.plan.noise_std
+                    )
+                    terms.append(balance_loss(plan, losses).item())
+            part = loss.parts[f"balance/{tokens}/{layer}"]
+            assert part.count == len(terms) == {"shared": 3, "vision": 2, "text": 2}[tokens] - (layer == 2)
+            assert part.sum.item() == pytest.approx(sum(terms), rel=1e-9)
+
+
+def test_a_shared_pool_under_recompute_and_autocast() -> None:
+    gradients = []
+    for recompute in (False, True):
+        objective = objective_of(torch.float32, **SHARED, drop_path=0.2).train()
+        objective.encoder.recompute = recompute
+        batches = batches_of(objective, samples_of_all(objective))
+        torch.manual_seed(1)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            total = objective(batches).total(objective.counts(batches))
+        total.backward()
+        gradients.append([p.grad for p in objective.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        assert one is not None and other is not None and torch.isfinite(one).all() and torch.equal(one, other)
+
+
+def test_a_loss_of_weight_zero_is_no_part() -> None:
+    moe = {m: {**c, "balance": {"vloss": 0}} for m, c in SPARSE.items()}
+    objective = objective_of(moe=moe).train()
+    batches = batches_of(objective, samples_of_all(objective))
+    assert set(objective(batches).parts) == set(objective.counts(batches)) == set(PARTS)
+
+
 def test_routed_names_the_stream_of_every_plan() -> None:
     objective = objective_of(moe=SPARSE).eval()
     loss = objective(batches_of(objective, samples_of_all(objective)))
-    tokens = {(s, r.modality, r.layer): r.plan.expert_TK.shape[0] for s, r in loss.routed}
+    tokens = {(s, r.pool, r.layer): r.plan.expert_TK.shape[0] for s, r in loss.routed}
     assert len(tokens) == len(loss.routed)
     assert {k: n for k, n in tokens.items() if n} == {
         ("image", "vision", 1): 68,

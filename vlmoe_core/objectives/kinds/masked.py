@@ -18,7 +18,7 @@ from vlmoe_core.errors import TokenizerError
 from vlmoe_core.model.block import Routed
 from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.model.encoder import Encoded, Encoder
-from vlmoe_core.moe.losses import balance_loss
+from vlmoe_core.objectives.balance import Balance
 from vlmoe_core.objectives.config import ObjectiveConfig
 from vlmoe_core.objectives.loss import Loss, Part
 from vlmoe_core.tokenizers.visual import VisualTokenizer
@@ -81,6 +81,7 @@ class MaskedModelling(nn.Module):
         self.encoder = encoder
         self.heads = Heads(encoder.config, vocab_size, codebook_size)
         self.visual = visual
+        self.balance = Balance(encoder.config)
 
     def forward(self, batches: Mapping[StreamName, Batch]) -> Loss:
         """The losses of one micro-batch; an empty stream adds 0 and gives its parameters zero gradients.
@@ -90,21 +91,20 @@ class MaskedModelling(nn.Module):
         Raises TokenizerError where patches are hidden and there is no visual tokenizer.
         """
         parts: dict[str, Part] = {}
-        routed: list[tuple[StreamName, Routed]] = []
+        routed: dict[StreamName, tuple[Routed, ...]] = {}
         for stream, batch in batches.items():
             encoded = self.encoder(batch)
             parts |= self._predictions(stream, batch, encoded)
-            routed += [(stream, one) for one in encoded.routed]
-        return Loss(parts | self._balance(routed), tuple(routed))
+            routed[stream] = encoded.routed
+        if self.training:
+            parts |= self.balance.parts(batches, routed)
+        return Loss(parts, tuple((stream, one) for stream, plans in routed.items() for one in plans))
 
     def counts(self, batches: Mapping[StreamName, Batch]) -> dict[str, int]:
         """The count of every part, from the masks alone: no forward pass."""
         counts = {name: batches[s].num_masked_words for s, name in WORDS.items() if s in batches}
         counts |= {name: batches[s].num_masked_patches for s, name in PATCHES.items() if s in batches}
-        for modality, layer, streams in self._groups():
-            groups = sum(_num_tokens(batches[s], modality) > 0 for s in streams if s in batches)
-            counts[f"balance/{modality}/{layer}"] = groups
-        return counts
+        return counts | self.balance.counts(batches)
 
     @property
     def target_sizes(self) -> dict[str, int]:
@@ -151,40 +151,11 @@ class MaskedModelling(nn.Module):
             raise TokenizerError("hidden patches can't be predicted without a visual tokenizer; load or fit one")
         return places, self.visual.encode(batch.pixels_ICHW).flatten().index_select(0, places)
 
-    def _balance(self, routed: list[tuple[StreamName, Routed]]) -> dict[str, Part]:
-        """One part for each sparse layer: the sum over its non-empty groups."""
-        if not self.training:
-            return {}
-        parts = {}
-        for modality, layer, streams in self._groups():
-            config = getattr(self.encoder.config.moe, modality).balance
-            plans = [r.plan for _, r in routed if (r.modality, r.layer) == (modality, layer)]
-            losses = [balance_loss(plan, config) for plan in plans]
-            groups = sum(plan.expert_TK.shape[0] > 0 for plan in plans)
-            if losses:
-                parts[f"balance/{modality}/{layer}"] = Part(torch.stack(losses).sum(), groups, 1.0, streams)
-        return parts
-
-    def _groups(self) -> list[tuple[str, int, tuple[StreamName, ...]]]:
-        """(modality, layer, the streams whose tokens pass it) of every sparse layer."""
-        config = self.encoder.config
-        fused = config.layers - config.vl_layers
-        own: dict[str, StreamName] = {"vision": "image", "text": "text"}
-        return [
-            (modality, layer, (stream, "pair") if layer < fused else (stream,))
-            for modality, stream in own.items()
-            for layer in config.sparse_layers(modality)
-        ]
-
 
 def _word_targets(batch: Batch) -> tuple[Tensor, Tensor]:
     """(places among all text tokens, ids) of the hidden words."""
     places = torch.nonzero_static(batch.text_targets_T >= 0, size=batch.num_masked_words)[:, 0]
     return places, batch.text_targets_T.index_select(0, places)
-
-
-def _num_tokens(batch: Batch, modality: str) -> int:
-    return batch.num_images if modality == "vision" else batch.text_ids_T.shape[0]
 
 
 build = MaskedModelling

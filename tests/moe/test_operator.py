@@ -1,0 +1,118 @@
+"""The operator `vlmoe::expert_ffn` and both of its kernels. Against the plain loop: test_experts.py."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from vlmoe_core.moe import by_expert, native
+from vlmoe_core.moe.call import Call
+from vlmoe_core.moe.operator import expert_ffn
+
+EXPERTS, DIM, HIDDEN = 5, 16, 24
+
+
+def arguments(
+    tokens: int = 12, top_k: int = 2, dropped: int = 5, dtype: torch.dtype = torch.float32, dropout: bool = False
+) -> dict[str, Any]:
+    """Arguments of the operator: random choices, one expert without any, the last ones dropped."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    choices = tokens * top_k
+    ends = torch.randint(0, max(1, choices - dropped) + 1, (EXPERTS,), generator=generator).sort().values
+    ends[1] = ends[0]
+    ends[-1] = max(0, choices - dropped)
+    keep = F.dropout(torch.ones(choices, HIDDEN), 0.4).to(dtype)
+    return {
+        "x_TD": normal(tokens, DIM),
+        "weight_TK": torch.rand(tokens, top_k, generator=generator),
+        "choice_N": torch.randperm(choices, generator=generator),
+        "offsets_E": ends.int(),
+        "up_EHD": normal(EXPERTS, HIDDEN, DIM) * 0.3,
+        "up_EH": normal(EXPERTS, HIDDEN),
+        "down_EDH": normal(EXPERTS, DIM, HIDDEN) * 0.3,
+        "down_ED": normal(EXPERTS, DIM),
+        "dropout_CH": keep if dropout else None,
+        "save": True,
+    }
+
+
+def call_of(values: dict[str, Any]) -> Call:
+    names = ("x_TD", "weight_TK", "choice_N", "offsets_E", "up_EHD", "down_EDH", "dropout_CH")
+    return Call(**{name: values[name] for name in names})
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+@pytest.mark.parametrize("top_k", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_native_kernel_equals_the_loop_over_experts(dtype: torch.dtype, top_k: int, dropout: bool) -> None:
+    # torch's grouped kernel runs on a CPU too; there it only never gets the call.
+    values = arguments(tokens=40, top_k=top_k, dtype=dtype, dropout=dropout)
+    call, biases = call_of(values), (values["up_EH"], values["down_ED"])
+    ours, theirs = (kernel.forward(call, *biases, True) for kernel in (by_expert, native))
+    kept = int(values["offsets_E"][-1])
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.1}
+    torch.testing.assert_close(theirs[0], ours[0], **tolerance)
+    for a, b in zip(theirs[1:], ours[1:], strict=True):
+        torch.testing.assert_close(a[:kept], b[:kept], **tolerance)
+    grad = torch.randn(40, DIM, generator=torch.Generator().manual_seed(1)).to(dtype)
+    for a, b in zip(native.backward(call, grad, *theirs[1:]), by_expert.backward(call, grad, *ours[1:]), strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        torch.testing.assert_close(a, b, **tolerance)
+
+
+def test_the_native_kernel_gets_what_it_serves() -> None:
+    assert not native.serves(call_of(arguments()))
+
+
+@pytest.mark.parametrize("kernel", [by_expert, native])
+def test_what_no_backward_needs_is_not_kept(kernel: Any) -> None:
+    values = arguments()
+    _, before_NH, out_ND = kernel.forward(call_of(values), values["up_EH"], values["down_ED"], False)
+    assert before_NH.shape == (0, HIDDEN) and out_ND.shape == (0, DIM)
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_torch_finds_the_operator_sound(dropout: bool) -> None:
+    values = arguments(dtype=torch.float64, dropout=dropout)
+    values["weight_TK"] = values["weight_TK"].double()
+    for name in ("x_TD", "weight_TK", "up_EHD", "up_EH", "down_EDH", "down_ED"):
+        values[name].requires_grad_()
+    torch.library.opcheck(expert_ffn, tuple(values.values()))
+
+
+def test_gradients_equal_finite_differences() -> None:
+    values = arguments(tokens=4, dropped=3, dtype=torch.float64, dropout=True)
+    values["weight_TK"] = values["weight_TK"].double()
+    names = ("x_TD", "weight_TK", "up_EHD", "up_EH", "down_EDH", "down_ED")
+
+    def output(*inputs: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = expert_ffn(*(values | dict(zip(names, inputs, strict=True))).values())[0]
+        return y
+
+    assert torch.autograd.gradcheck(output, [values[name].requires_grad_() for name in names])
+
+
+def test_flops_of_forward_and_backward() -> None:
+    values = arguments()
+    for name in ("x_TD", "up_EHD"):
+        values[name].requires_grad_()
+    rows = values["choice_N"].shape[0]
+    with FlopCounterMode(display=False) as counter:
+        y = expert_ffn(*values.values())[0]
+    assert counter.get_total_flops() == 4 * rows * DIM * HIDDEN
+    with FlopCounterMode(display=False) as counter:
+        y.sum().backward()
+    assert counter.get_total_flops() == 8 * rows * DIM * HIDDEN
+
+
+def test_dtypes_and_shapes_that_do_not_fit() -> None:
+    with pytest.raises(TypeError, match=r"needs one dtype, got torch.float32, torch.float64"):
+        expert_ffn(*(arguments() | {"up_EHD": torch.zeros(EXPERTS, HIDDEN, DIM, dtype=torch.float64)}).values())
+    with pytest.raises(ValueError, match=r"can't apply experts \(5, 24, 8\) and \(5, 16, 24\) to tokens \(12, 16\)"):
+        expert_ffn(*(arguments() | {"up_EHD": torch.zeros(EXPERTS, HIDDEN, 8)}).values())

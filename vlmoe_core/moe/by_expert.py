@@ -1,0 +1,88 @@
+"""One product an expert, on any device and in any dtype. Waits for the device once, for the experts' numbers of rows.
+
+What lies between an expert's products stays in the processor's cache, which a dense network of the same work can't
+offer. Shapes: vlmoe_core/moe/call.py; M rows of one expert.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlmoe_core.moe import pages
+from vlmoe_core.moe.call import Call
+from vlmoe_core.moe.workers import for_each_expert
+
+
+def forward(call: Call, up_EH: Tensor, down_ED: Tensor, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The tokens' outputs (T, D); if `save`, hidden states before GELU (N, H) and unweighted outputs (N, D)."""
+    x_TD, weight_C1 = call.x_TD, call.weight_C1
+    rows, width, hidden = call.choice_N.shape[0], x_TD.shape[1], up_EH.shape[1]
+    before_NH, out_ND = x_TD.new_empty(rows if save else 0, hidden), x_TD.new_empty(rows if save else 0, width)
+    y_CD = x_TD.new_empty(rows, width)
+    ends = call.offsets_E.tolist()
+
+    def expert(e: int) -> None:
+        span = _span(ends, e)
+        choice_M = call.choice_N[span]
+        before_MH = before_NH[span] if save else x_TD.new_empty(choice_M.shape[0], hidden)
+        out_MD = out_ND[span] if save else x_TD.new_empty(choice_M.shape[0], width)
+        torch.addmm(up_EH[e], x_TD.index_select(0, choice_M // call.top_k), call.up_EHD[e].t(), out=before_MH)
+        torch.addmm(down_ED[e], _activated(before_MH, call, choice_M), call.down_EDH[e].t(), out=out_MD)
+        y_CD.index_copy_(0, choice_M, out_MD * weight_C1.index_select(0, choice_M))
+
+    for_each_expert(expert, _sizes(ends), x_TD.device)
+    for rest in (before_NH, out_ND):
+        rest[ends[-1] :].zero_()
+    y_CD.index_fill_(0, call.choice_N[ends[-1] :], 0.0)
+    return call.sum_choices(y_CD), before_NH, out_ND
+
+
+def backward(call: Call, grad_TD: Tensor, before_NH: Tensor, out_ND: Tensor) -> tuple[Tensor, ...]:
+    """Gradients of x_TD, weight_TK, up_EHD, up_EH, down_EDH and down_ED."""
+    x_TD, weight_C1 = call.x_TD, call.weight_C1
+    grad_x_CD = x_TD.new_empty(weight_C1.shape[0], x_TD.shape[1])
+    grad_weight_C1 = torch.empty_like(weight_C1)
+    up_EHD, down_EDH = pages.empty_like(call.up_EHD), pages.empty_like(call.down_EDH)
+    up_EH, down_ED = x_TD.new_empty(up_EHD.shape[:2]), x_TD.new_empty(down_EDH.shape[:2])
+    ends = call.offsets_E.tolist()
+
+    def expert(e: int) -> None:
+        span = _span(ends, e)
+        choice_M, before_MH = call.choice_N[span], before_NH[span]
+        token_M = choice_M // call.top_k
+        grad_MD = grad_TD.index_select(0, token_M)
+        dot_M1 = torch.bmm(grad_MD.unsqueeze(1), out_ND[span].unsqueeze(2)).squeeze(2)
+        grad_weight_C1.index_copy_(0, choice_M, dot_M1)
+        grad_MD.mul_(weight_C1.index_select(0, choice_M))
+        torch.mm(grad_MD.t(), _activated(before_MH, call, choice_M), out=down_EDH[e])
+        torch.sum(grad_MD, 0, out=down_ED[e])
+        grad_MH = torch.mm(grad_MD, call.down_EDH[e])
+        if call.dropout_CH is not None:
+            grad_MH.mul_(call.dropout_CH.index_select(0, choice_M))
+        grad_MH = torch.ops.aten.gelu_backward(grad_MH, before_MH)
+        torch.mm(grad_MH.t(), x_TD.index_select(0, token_M), out=up_EHD[e])
+        torch.sum(grad_MH, 0, out=up_EH[e])
+        grad_x_CD.index_copy_(0, choice_M, torch.mm(grad_MH, call.up_EHD[e]))
+
+    for_each_expert(expert, _sizes(ends), x_TD.device)
+    for of_C in (grad_x_CD, grad_weight_C1):
+        of_C.index_fill_(0, call.choice_N[ends[-1] :], 0.0)
+    grad_weight_TK = grad_weight_C1.view_as(call.weight_TK).to(call.weight_TK.dtype)
+    return call.sum_choices(grad_x_CD), grad_weight_TK, up_EHD, up_EH, down_EDH, down_ED
+
+
+def _span(ends: Sequence[int], e: int) -> slice:
+    """The rows of an expert."""
+    return slice(ends[e - 1] if e else 0, ends[e])
+
+
+def _sizes(ends: Sequence[int]) -> list[int]:
+    return [end - start for start, end in pairwise([0, *ends])]
+
+
+def _activated(before_MH: Tensor, call: Call, choice_M: Tensor) -> Tensor:
+    hidden_MH = F.gelu(before_MH)
+    return hidden_MH if call.dropout_CH is None else hidden_MH.mul_(call.dropout_CH.index_select(0, choice_M))

@@ -18,33 +18,28 @@ from vlmoe_core.moe.workers import for_each_expert
 
 def forward(call: Call, up_EH: Tensor, down_ED: Tensor, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The tokens' outputs (T, D); if `save`, hidden states before GELU (N, H) and unweighted outputs (N, D)."""
-    x_TD, weight_C1 = call.x_TD, call.weight_C1
-    rows, width, hidden = call.choice_N.shape[0], x_TD.shape[1], up_EH.shape[1]
-    before_NH, out_ND = x_TD.new_empty(rows if save else 0, hidden), x_TD.new_empty(rows if save else 0, width)
-    y_CD = x_TD.new_empty(rows, width)
+    x_TD, rows, hidden = call.x_TD, call.choice_N.shape[0], up_EH.shape[1]
+    before_NH, out_ND = x_TD.new_empty(rows if save else 0, hidden), x_TD.new_empty(rows, x_TD.shape[1])
     ends = call.offsets_E.tolist()
 
     def expert(e: int) -> None:
         span = _span(ends, e)
         choice_M = call.choice_N[span]
         before_MH = before_NH[span] if save else x_TD.new_empty(choice_M.shape[0], hidden)
-        out_MD = out_ND[span] if save else x_TD.new_empty(choice_M.shape[0], width)
         torch.addmm(up_EH[e], x_TD.index_select(0, choice_M // call.top_k), call.up_EHD[e].t(), out=before_MH)
-        torch.addmm(down_ED[e], _activated(before_MH, call, choice_M), call.down_EDH[e].t(), out=out_MD)
-        y_CD.index_copy_(0, choice_M, out_MD * weight_C1.index_select(0, choice_M))
+        torch.addmm(down_ED[e], _activated(before_MH, call, choice_M), call.down_EDH[e].t(), out=out_ND[span])
 
     for_each_expert(expert, _sizes(ends), x_TD.device)
-    for rest in (before_NH, out_ND):
-        rest[ends[-1] :].zero_()
-    y_CD.index_fill_(0, call.choice_N[ends[-1] :], 0.0)
-    return call.sum_choices(y_CD), before_NH, out_ND
+    before_NH[ends[-1] :].zero_()
+    out_ND[ends[-1] :].zero_()
+    y_TD = call.sum_choices(call.unsorted(out_ND).mul_(call.weight_C1))
+    return y_TD, before_NH, out_ND if save else out_ND.new_empty(0, x_TD.shape[1])
 
 
 def backward(call: Call, grad_TD: Tensor, before_NH: Tensor, out_ND: Tensor) -> tuple[Tensor, ...]:
     """Gradients of x_TD, weight_TK, up_EHD, up_EH, down_EDH and down_ED."""
-    x_TD, weight_C1 = call.x_TD, call.weight_C1
-    grad_x_CD = x_TD.new_empty(weight_C1.shape[0], x_TD.shape[1])
-    grad_weight_C1 = torch.empty_like(weight_C1)
+    x_TD, weight_N1 = call.x_TD, call.weight_C1.index_select(0, call.choice_N)
+    grad_x_ND, grad_weight_N = torch.empty_like(out_ND), call.weight_TK.new_empty(out_ND.shape[0])
     up_EHD, down_EDH = pages.empty_like(call.up_EHD), pages.empty_like(call.down_EDH)
     up_EH, down_ED = x_TD.new_empty(up_EHD.shape[:2]), x_TD.new_empty(down_EDH.shape[:2])
     ends = call.offsets_E.tolist()
@@ -54,9 +49,8 @@ def backward(call: Call, grad_TD: Tensor, before_NH: Tensor, out_ND: Tensor) -> 
         choice_M, before_MH = call.choice_N[span], before_NH[span]
         token_M = choice_M // call.top_k
         grad_MD = grad_TD.index_select(0, token_M)
-        dot_M1 = torch.bmm(grad_MD.unsqueeze(1), out_ND[span].unsqueeze(2)).squeeze(2)
-        grad_weight_C1.index_copy_(0, choice_M, dot_M1)
-        grad_MD.mul_(weight_C1.index_select(0, choice_M))
+        torch.sum(grad_MD * out_ND[span], 1, dtype=grad_weight_N.dtype, out=grad_weight_N[span])
+        grad_MD.mul_(weight_N1[span])
         torch.mm(grad_MD.t(), _activated(before_MH, call, choice_M), out=down_EDH[e])
         torch.sum(grad_MD, 0, out=down_ED[e])
         grad_MH = torch.mm(grad_MD, call.down_EDH[e])
@@ -65,13 +59,13 @@ def backward(call: Call, grad_TD: Tensor, before_NH: Tensor, out_ND: Tensor) -> 
         grad_MH = torch.ops.aten.gelu_backward(grad_MH, before_MH)
         torch.mm(grad_MH.t(), x_TD.index_select(0, token_M), out=up_EHD[e])
         torch.sum(grad_MH, 0, out=up_EH[e])
-        grad_x_CD.index_copy_(0, choice_M, torch.mm(grad_MH, call.up_EHD[e]))
+        torch.mm(grad_MH, call.up_EHD[e], out=grad_x_ND[span])
 
     for_each_expert(expert, _sizes(ends), x_TD.device)
-    for of_C in (grad_x_CD, grad_weight_C1):
-        of_C.index_fill_(0, call.choice_N[ends[-1] :], 0.0)
-    grad_weight_TK = grad_weight_C1.view_as(call.weight_TK).to(call.weight_TK.dtype)
-    return call.sum_choices(grad_x_CD), grad_weight_TK, up_EHD, up_EH, down_EDH, down_ED
+    grad_x_ND[ends[-1] :].zero_()
+    grad_weight_N[ends[-1] :].zero_()
+    grad_weight_TK = call.unsorted(grad_weight_N).view_as(call.weight_TK)
+    return call.sum_choices(call.unsorted(grad_x_ND)), grad_weight_TK, up_EHD, up_EH, down_EDH, down_ED
 
 
 def _span(ends: Sequence[int], e: int) -> slice:

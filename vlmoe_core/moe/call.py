@@ -6,6 +6,7 @@ tokens, N the same sorted by expert.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -37,6 +38,11 @@ class Call:
     def weight_C1(self) -> Tensor:
         """The factors as a column, in the dtype of the tokens."""
         return self.weight_TK.reshape(-1, 1).to(self.x_TD.dtype)
+
+    def unsorted(self, rows_N: Tensor) -> Tensor:
+        """Rows sorted by expert, brought into the order of the choices: (N, ...) -> (C, ...)."""
+        place_N = torch.arange(rows_N.shape[0], device=rows_N.device)
+        return rows_N.index_select(0, torch.empty_like(place_N).index_copy_(0, self.choice_N, place_N))
 
     def sum_choices(self, of_CD: Tensor) -> Tensor:
         """(C, D) -> (T, D), the sum over each token's choices, without atomics."""

@@ -26,7 +26,7 @@ def forward(call: Call, up_EH: Tensor, down_ED: Tensor, save: bool) -> tuple[Ten
     x_ND = call.x_TD.index_select(0, call.choice_N // call.top_k)
     before_NH = _rows(x_ND, call.up_EHD.transpose(1, 2), call.offsets_E, up_EH)
     out_ND = _rows(_activated(before_NH, call), call.down_EDH.transpose(1, 2), call.offsets_E, down_ED)
-    y_TD = call.sum_choices(_unsorted(out_ND * call.weight_C1.index_select(0, call.choice_N), call))
+    y_TD = call.sum_choices(call.unsorted(out_ND).mul_(call.weight_C1))
     if save:
         return y_TD, before_NH, out_ND
     return y_TD, before_NH.new_empty(0, before_NH.shape[1]), out_ND.new_empty(0, out_ND.shape[1])
@@ -36,7 +36,7 @@ def backward(call: Call, grad_TD: Tensor, before_NH: Tensor, out_ND: Tensor) -> 
     """Gradients of x_TD, weight_TK, up_EHD, up_EH, down_EDH and down_ED."""
     token_N = call.choice_N // call.top_k
     grad_ND = grad_TD.index_select(0, token_N)
-    dot_N1 = torch.bmm(grad_ND.unsqueeze(1), out_ND.unsqueeze(2)).squeeze(2)
+    dot_N = torch.sum(grad_ND * out_ND, 1, dtype=call.weight_TK.dtype)
     grad_ND.mul_(call.weight_C1.index_select(0, call.choice_N))
     down_EDH = _blocks(grad_ND.t(), _activated(before_NH, call), call.offsets_E)
     grad_NH = _rows(grad_ND, call.down_EDH, call.offsets_E, None)
@@ -44,8 +44,8 @@ def backward(call: Call, grad_TD: Tensor, before_NH: Tensor, out_ND: Tensor) -> 
         grad_NH.mul_(call.dropout_CH.index_select(0, call.choice_N))
     grad_NH = torch.ops.aten.gelu_backward(grad_NH, before_NH)
     up_EHD = _blocks(grad_NH.t(), call.x_TD.index_select(0, token_N), call.offsets_E)
-    grad_x_TD = call.sum_choices(_unsorted(_rows(grad_NH, call.up_EHD, call.offsets_E, None), call))
-    grad_weight_TK = _unsorted(dot_N1, call).view_as(call.weight_TK).to(call.weight_TK.dtype)
+    grad_x_TD = call.sum_choices(call.unsorted(_rows(grad_NH, call.up_EHD, call.offsets_E, None)))
+    grad_weight_TK = call.unsorted(dot_N).view_as(call.weight_TK)
     sums = _sums(grad_NH, call.offsets_E), _sums(grad_ND, call.offsets_E)
     return grad_x_TD, grad_weight_TK, up_EHD, sums[0], down_EDH, sums[1]
 
@@ -74,8 +74,3 @@ def _sums(rows_NM: Tensor, offsets_E: Tensor) -> Tensor:
 def _activated(before_NH: Tensor, call: Call) -> Tensor:
     hidden_NH = F.gelu(before_NH)
     return hidden_NH if call.dropout_CH is None else hidden_NH.mul_(call.dropout_CH.index_select(0, call.choice_N))
-
-
-def _unsorted(rows_N: Tensor, call: Call) -> Tensor:
-    """Rows sorted by expert, brought into the order of the choices."""
-    return torch.empty_like(rows_N).index_copy_(0, call.choice_N, rows_N)

@@ -1,5 +1,6 @@
 """The operator `vlmoe::expert_ffn` and both of its kernels. Against the plain loop: test_experts.py."""
 
+import logging
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from vlmoe_core.moe import by_expert, native
+from vlmoe_core.moe import by_expert, native, operator
 from vlmoe_core.moe.call import Call
 from vlmoe_core.moe.operator import expert_ffn
 
@@ -116,3 +117,48 @@ def test_dtypes_and_shapes_that_do_not_fit() -> None:
         expert_ffn(*(arguments() | {"up_EHD": torch.zeros(EXPERTS, HIDDEN, DIM, dtype=torch.float64)}).values())
     with pytest.raises(ValueError, match=r"can't apply experts \(5, 24, 8\) and \(5, 16, 24\) to tokens \(12, 16\)"):
         expert_ffn(*(arguments() | {"up_EHD": torch.zeros(EXPERTS, HIDDEN, 8)}).values())
+
+
+def test_the_fallback_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    operator._say_fallback.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        operator._say_fallback("cuda", torch.float32)
+        operator._say_fallback("cuda", torch.float32)
+    assert [r.message for r in caplog.records] == [
+        "torch's grouped matmul does not serve torch.float32 on cuda: one product an expert instead"
+    ]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_both_kernels_on_a_gpu(top_k: int) -> None:
+    values = arguments(tokens=300, top_k=top_k, dtype=torch.bfloat16)
+    values = {name: v.cuda() if isinstance(v, torch.Tensor) else v for name, v in values.items()}
+    call, biases = call_of(values), (values["up_EH"], values["down_ED"])
+    assert native.serves(call)
+    ours, theirs = (kernel.forward(call, *biases, True) for kernel in (by_expert, native))
+    grad = torch.randn(300, DIM, device="cuda", dtype=torch.bfloat16)
+    backwards = (by_expert.backward(call, grad, *ours[1:]), native.backward(call, grad, *theirs[1:]))
+    for a, b in zip((ours[0], *backwards[0]), (theirs[0], *backwards[1]), strict=True):
+        torch.testing.assert_close(a, b, rtol=0.05, atol=0.1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_two_runs_on_a_gpu_are_bit_identical(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        values = arguments(tokens=300, dtype=dtype, dropout=True)
+        values = {name: v.cuda() if isinstance(v, torch.Tensor) else v for name, v in values.items()}
+        values["x_TD"].requires_grad_()
+        values["up_EHD"].requires_grad_()
+        found = []
+        for _ in range(2):
+            y = expert_ffn(*values.values())[0]
+            found.append([y, *torch.autograd.grad(y.square().sum(), [values["x_TD"], values["up_EHD"]])])
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -13,6 +13,7 @@ from vlmoe_core.data.config import StreamName
 from vlmoe_core.objectives.kinds.masked import MaskedModelling
 from vlmoe_core.objectives.loss import Loss
 from vlmoe_core.train.evaluate import evaluate, unigram_baseline
+from vlmoe_core.train.health import RouterHealth
 from vlmoe_core.train.reporter import Reporter
 from vlmoe_core.train.session import RunOptions, Session, open_session
 
@@ -63,7 +64,7 @@ def test_an_evaluation_leaves_no_trace(tmp_path: Path, straight: Path) -> None:
 
 def test_the_mean_is_over_all_held_out_examples(session: Session) -> None:
     """By hand: sums over counts, not a mean of the micro-batches' means."""
-    record = evaluate(session.objective, session.eval_micros(), session.accelerator.device)
+    record = evaluate(session.objective, session.eval_micros(), session.accelerator.device, RouterHealth())
     sums: dict[str, float] = Counter()
     counts: dict[str, int] = Counter()
     objective = session.objective.eval()
@@ -132,7 +133,7 @@ def test_the_first_line_is_from_before_any_update(tmp_path: Path, straight: Path
     loaded = tiny(tmp_path)
     fresh_process()
     untrained = open_session(loaded, RunOptions(tmp_path / "other"), Reporter())
-    record = evaluate(untrained.objective, untrained.eval_micros(), untrained.accelerator.device)
+    record = evaluate(untrained.objective, untrained.eval_micros(), untrained.accelerator.device, RouterHealth())
     first = metrics(straight)[0]
     assert {name: first[name] for name in LOSSES} == {name: record[name] for name in LOSSES}
     assert first["loss/mlm"] == pytest.approx(math.log(200), abs=0.3)

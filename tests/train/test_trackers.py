@@ -1,8 +1,11 @@
 """Trackers beside metrics.jsonl."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from accelerate import Accelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.train.support import tiny, train
@@ -26,3 +29,17 @@ def test_tensorboard_gets_the_numbers_of_metrics_jsonl(tmp_path: Path) -> None:
         scalars = events.Scalars(f"{split}/loss/mlm")
         assert [scalar.step for scalar in scalars] == [line["step"] for line in lines]
         assert [scalar.value for scalar in scalars] == pytest.approx([line["loss/mlm"] for line in lines])
+
+
+def test_a_resumed_run_goes_on_under_the_id_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(Accelerator, "init_trackers", lambda self, *args, **kwargs: given.append(kwargs["init_kwargs"]))
+    out = tmp_path / "out"
+    train(tiny(tmp_path, "train.steps=4"), out)
+    shutil.rmtree(out / "checkpoints" / "step-00000004")
+    train(tiny(tmp_path, "train.steps=4"), out, resume="auto")
+    train(tiny(tmp_path, "train.steps=2"), tmp_path / "other")
+    first, resumed, other = (kwargs["wandb"]["id"] for kwargs in given)
+    assert first == resumed != other
+    assert given[0]["wandb"]["resume"] == "allow"
+    assert given[1]["trackio"] == {"name": first, "resume": "allow"}

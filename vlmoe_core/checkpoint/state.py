@@ -31,6 +31,8 @@ class RunState:
     """Bytes of metrics.jsonl that belong to the steps so far: a resumed run cuts the file here."""
     recipe: str = ""
     """Name of the recipe, for people to read."""
+    tracker_run: str = ""
+    """Under which id wandb and trackio know the run: a resumed run goes on there."""
 
 
 def write_state(path: Path, state: RunState) -> None:

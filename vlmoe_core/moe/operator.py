@@ -7,6 +7,8 @@ activation is not kept but computed again in the backward pass.
 Shapes: vlmoe_core/moe/call.py.
 """
 
+import functools
+import logging
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from torch.utils.flop_counter import register_flop_formula
 from vlmoe_core.moe import by_expert, native
 from vlmoe_core.moe.call import Call
 from vlmoe_core.moe.precision import without_autocast
+
+logger = logging.getLogger(__name__)
 
 
 @torch.library.custom_op("vlmoe::expert_ffn", mutates_args=())
@@ -44,7 +48,10 @@ def expert_ffn(
     """
     call = Call(x_TD, weight_TK, choice_N, offsets_E, up_EHD, down_EDH, dropout_CH)
     _check(call, up_EH, down_ED)
-    kernel = native.forward if native.serves(call) else by_expert.forward
+    served = native.serves(call)
+    if not served and not x_TD.is_cpu:
+        _say_fallback(x_TD.device.type, x_TD.dtype)
+    kernel = native.forward if served else by_expert.forward
     with without_autocast(x_TD.device.type):
         return kernel(call, up_EH, down_ED, save)
 
@@ -78,6 +85,11 @@ def _check(call: Call, up_EH: Tensor, down_ED: Tensor) -> None:
             f"expert_ffn can't apply experts {tuple(call.up_EHD.shape)} and {tuple(call.down_EDH.shape)} to tokens "
             f"{tuple(call.x_TD.shape)}"
         )
+
+
+@functools.cache
+def _say_fallback(device_type: str, dtype: torch.dtype) -> None:
+    logger.warning("torch's grouped matmul does not serve %s on %s: one product an expert instead", dtype, device_type)
 
 
 @expert_ffn.register_fake

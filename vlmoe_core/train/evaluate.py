@@ -15,18 +15,20 @@ HELD_OUT_DRAWS = 1
 
 
 @torch.no_grad()
-def evaluate(objective: nn.Module, micros: Iterable[MicroBatch], device: torch.device) -> dict[str, float]:
+def evaluate(
+    objective: nn.Module, micros: Iterable[MicroBatch], device: torch.device, health: RouterHealth
+) -> dict[str, float]:
     """Mean of every part over the held-out examples of all ranks, their weighted sum, and the routers' health.
 
     Args:
         objective: the objective, not wrapped: ranks may hold different numbers of micro-batches.
         micros: this rank's micro-batches; at least one on every rank, which may be empty.
         device: where to compute.
+        health: collects the plans.
 
     Routers that draw (random, `priority: random`) draw the same for a micro-batch each time.
     """
     objective.eval()
-    health = RouterHealth()
     sums: dict[str, Tensor] = {}
     weights: dict[str, float] = {}
     for micro in micros:

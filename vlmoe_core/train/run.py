@@ -98,7 +98,12 @@ class Trainer:
     def fit(self, interrupt: Interrupt) -> int:
         """Train from the session's step to the last. Returns the number of broken examples that it met."""
         session, train = self.session, self.recipe.train
-        session.accelerator.init_trackers("vlmoe", config={"recipe": session.name})
+        run = session.state.tracker_run
+        session.accelerator.init_trackers(
+            "vlmoe",
+            config={"recipe": session.name},
+            init_kwargs={"wandb": {"id": run, "resume": "allow"}, "trackio": {"name": run, "resume": "allow"}},
+        )
         parameters = sum(p.numel() for p in session.objective.parameters())
         self.reporter.started(self.recipe, session.folder.path, session.state.step, parameters)
         if session.state.step == 0:
@@ -117,7 +122,7 @@ class Trainer:
             if health is not None:
                 self._log(result, health.summary(), pace.rate())
                 if step == 0:
-                    self._tell_capacity(health)
+                    self._tell_capacity(health, "training")
             self.reporter.advanced(step + 1)
             improved = self._is_due(train.eval_every) and self._evaluate()
             if improved or result.stop or self._is_due(train.save_every):
@@ -139,10 +144,10 @@ class Trainer:
         for message in self.alarm.messages(health.idle):
             self.reporter.alarm(f"{message}, the second time at step {self.session.state.step}")
 
-    def _tell_capacity(self, health: RouterHealth) -> None:
-        """The effective capacities of the first step: they are rounded up, and follow the number of tokens."""
+    def _tell_capacity(self, health: RouterHealth, mode: str) -> None:
+        """The effective capacities at the beginning: they are rounded up, and follow the number of tokens."""
         for layer, group in health.groups.items():
-            self.reporter.note(f"{layer}: {group}")
+            self.reporter.note(f"{layer} in {mode}: {group}")
 
     def _evaluate(self, with_baseline: bool = False) -> bool:
         """Write a line of held-out metrics. Returns whether the loss is the best so far.
@@ -156,8 +161,10 @@ class Trainer:
             return False
         device = session.accelerator.device
         broken: list[str] = []
-        record = evaluate(session.objective, _noting(session.eval_micros(), broken), device)
+        health = RouterHealth()
+        record = evaluate(session.objective, _noting(session.eval_micros(), broken), device, health)
         if with_baseline:
+            self._tell_capacity(health, "evaluation")
             train = _noting(session.baseline_micros(), broken)
             record |= unigram_baseline(session.objective, train, session.eval_micros(), device)
         if self.recipe.data.on_error == "raise":

@@ -1,6 +1,7 @@
 """What a run works with: processes, folder, tokenizers, objective, optimiser, data."""
 
 import math
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +113,8 @@ def open_session(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) 
     model, prepared = wrap(accelerator, objective, optimizer)
     hold_expert_copies(objective, recipe.train)
     refresh_expert_copies(objective)
-    state = checkpoint.state if checkpoint else RunState(step=0, positions={}, recipe=loaded.name)
+    fresh = RunState(step=0, positions={}, recipe=loaded.name, tracker_run=secrets.token_hex(4))
+    state = checkpoint.state if checkpoint else fresh
     if accelerator.scaler is not None and state.scaler is not None:
         accelerator.scaler.load_state_dict(dict(state.scaler))
     train_data = build_dataset(recipe, recipe.data.train, tokenizers, training=True)

@@ -7,24 +7,28 @@ from pathlib import Path
 
 import pytest
 
+from vlmoe_core.config import plugin_names
 from vlmoe_core.data.config import DataConfig
 from vlmoe_core.data.files import FilesConfig
+from vlmoe_core.model.config import ModelConfig
+from vlmoe_core.moe.config import ROUTERS, BalanceConfig, MoEConfig
 from vlmoe_core.recipe.tree import plain
 from vlmoe_core.recipe.yaml12 import parse
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
+EXPERTS = (ROOT / "docs/EXPERTS.md").read_text("utf-8")
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, page: str = README) -> list[str]:
     """The fenced code blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
 
 
 def typed(program: str) -> list[list[str]]:
-    """The README's commands of a program, as words."""
-    lines = "".join(blocks("sh")).splitlines()
+    """The commands of a program in the README and in docs/EXPERTS.md, as words."""
+    lines = "".join(blocks("sh") + blocks("sh", EXPERTS)).splitlines()
     return [line.split() for line in lines if line.startswith(f"{program} ")]
 
 
@@ -56,6 +60,18 @@ def test_the_data_example_is_valid() -> None:
     shown = [source for stream in ("image", "text", "pair") for source in getattr(data.train, stream)]
     assert {source.source for source in shown} == {"image-folder", "tar", "text", "jsonl", "arrow"}
     assert any(isinstance(source, FilesConfig) for source in shown)
+
+
+@pytest.mark.parametrize("text", blocks("yaml", EXPERTS))
+def test_the_examples_of_experts_are_valid(text: str) -> None:
+    model = plain(parse(text, "docs/EXPERTS.md"))["model"]
+    assert ModelConfig.model_validate({"preset": "base", **model}).pools
+
+
+def test_docs_name_every_router_and_every_field_of_a_sparse_layer() -> None:
+    words = set(re.findall(r"`([\w-]+)`", EXPERTS)) | set(re.findall(r"([\w-]+):", EXPERTS))
+    asked = {*plugin_names(ROUTERS.package), *MoEConfig.model_fields, *BalanceConfig.model_fields}
+    assert asked - words - {"local_entropy_threshold"} == set()
 
 
 @pytest.mark.parametrize("page", PAGES)

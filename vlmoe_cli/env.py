@@ -5,7 +5,7 @@ from vlmoe_cli.output import Output
 
 # tutel is on no package index; pip builds it from this commit.
 TUTEL = "git+https://github.com/microsoft/tutel@82af7aad9fc3ec981395ba97e7242a480984a55e"
-ABSENT = {"tutel": f"not installed; optional, for GPU clusters: pip install {TUTEL}"}
+ABSENT = {"tutel": f"not installed; optional, for GPU clusters: pip install --no-build-isolation {TUTEL}"}
 
 
 def env(json: JsonOption = False) -> None:

@@ -111,6 +111,19 @@ def test_loss_free_balancing_counts_the_choices_of_all_ranks(exact: dict[int, li
             assert_close(found["biases"][step], expected[step])
 
 
+def test_balance_over_ranks_is_one_loss_for_all(exact: dict[int, list[dict[str, Any]]], tmp_path: Path) -> None:
+    loaded = tiny(tmp_path, *EXACT, "model.moe.vision.balance_scope=ranks", "model.moe.text.balance_scope=ranks")
+    first, second = on_ranks(2, float64_steps, loaded, tmp_path / "tokenizers")
+    for step in range(STEPS):
+        assert first["losses"][step] == second["losses"][step]
+        assert_close(first["gradients"][step], second["gradients"][step])
+    joined, single = first["losses"][0], exact[2][0]["losses"][0]
+    for place in ("vision/1", "text/0"):
+        # Two groups balanced as one are at most as unbalanced as they are on average.
+        assert 0 < joined[f"balance/{place}"] < single[f"balance/{place}"]
+    assert joined["mlm"] == pytest.approx(single["mlm"], rel=1e-12)
+
+
 def assert_close(found: Gradients, expected: Gradients) -> None:
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():

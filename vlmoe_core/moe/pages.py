@@ -5,10 +5,11 @@ step Linux would zero and map hundreds of megabytes, page by page, while the pro
 the experts' own overhead (docs/PERFORMANCE.md). A GPU has torch's caching allocator for this; here is one for the CPU.
 """
 
+import contextlib
 import ctypes
+import functools
 import mmap
 import weakref
-from collections import defaultdict
 
 import torch
 from torch import Tensor
@@ -16,16 +17,13 @@ from torch import Tensor
 LARGE = 32 * 2**20
 """Bytes from which on glibc never keeps freed memory for later."""
 
-_free: defaultdict[int, list[mmap.mmap]] = defaultdict(list)
-"""Memory that no tensor uses, by size."""
-
 
 def empty_like(tensor: Tensor) -> Tensor:
     """A contiguous tensor of that shape, dtype and device, its values not set."""
     size = tensor.numel() * tensor.element_size()
     if not tensor.is_cpu or size < LARGE:
         return torch.empty_like(tensor, memory_format=torch.contiguous_format)
-    free = _free[size]
+    free = _free(size)
     pages = free.pop() if free else _map(size)
     # The tensor's storage holds the lease, whatever holds the storage; when it goes, the pages are free again.
     lease = (ctypes.c_char * size).from_buffer(pages)
@@ -33,10 +31,17 @@ def empty_like(tensor: Tensor) -> Tensor:
     return torch.frombuffer(lease, dtype=tensor.dtype).view(tensor.shape)
 
 
+@functools.cache
+def _free(size: int) -> list[mmap.mmap]:
+    """The memory of a size that no tensor uses."""
+    return []
+
+
 def _map(size: int) -> mmap.mmap:
     """Fresh memory, in huge pages where the system has them."""
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     pages = mmap.mmap(-1, size, **private)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        pages.madvise(mmap.MADV_HUGEPAGE)
+        with contextlib.suppress(OSError):  # a system built without them
+            pages.madvise(mmap.MADV_HUGEPAGE)
     return pages

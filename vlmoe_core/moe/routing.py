@@ -64,10 +64,20 @@ class TopKRouter(nn.Module):
             )
 
 
-def assigned(expert_TK: Tensor, num_experts: int, dtype: torch.dtype) -> Tensor:
-    """(T, E) logits of a router that learns nothing: the K assigned experts get the gate 1/K each, all others 0."""
-    logits_TE = torch.full((expert_TK.shape[0], num_experts), -torch.inf, dtype=dtype, device=expert_TK.device)
-    return logits_TE.scatter(1, expert_TK, 0.0)
+class BaselineRouter(TopKRouter):
+    """A router that learns nothing: subclasses name the experts, which get the gate 1/K each, all others 0."""
+
+    def __init__(self, dim: int, config: MoEConfig, init_std: float) -> None:
+        super().__init__(config)
+
+    def assign(self, x_TD: Tensor, identity_T: Tensor | None) -> Tensor:
+        """(T, K) different experts for each token."""
+        raise NotImplementedError
+
+    def logits(self, x_TD: Tensor, identity_T: Tensor | None) -> Tensor:
+        """(T, E): 0 for the assigned experts, minus infinity for all others."""
+        closed_TE = x_TD.new_full((x_TD.shape[0], self.config.num_experts), -torch.inf)
+        return closed_TE.scatter(1, self.assign(x_TD, identity_T), 0.0)
 
 
 def _exact_or_none(factor: float | None) -> Fraction | None:

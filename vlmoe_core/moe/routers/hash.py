@@ -5,8 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vlmoe_core.moe.config import BaselineConfig, MoEConfig
-from vlmoe_core.moe.routing import TopKRouter, assigned
+from vlmoe_core.moe.config import BaselineConfig
+from vlmoe_core.moe.routing import BaselineRouter
 
 GOLDEN = 2_654_435_769
 """2^32 over the golden ratio: its multiples spread over the 32-bit numbers (Knuth, volume 3, section 6.4)."""
@@ -19,20 +19,16 @@ class Config(BaselineConfig):
     """The router's name."""
 
 
-class Router(TopKRouter):
-    """The first expert follows from the token's identity, the others are its neighbours. All layers agree."""
+class Router(BaselineRouter):
+    """K neighbours, the first of which follows from the token's identity. All layers agree."""
 
-    def __init__(self, dim: int, config: MoEConfig, init_std: float) -> None:
-        super().__init__(config)
-
-    def logits(self, x_TD: Tensor, identity_T: Tensor | None) -> Tensor:
-        """(T, D) and (T,) identities -> (T, E).
+    def assign(self, x_TD: Tensor, identity_T: Tensor | None) -> Tensor:
+        """(T, D) and (T,) identities -> (T, K).
 
         Raises ValueError without identities.
         """
         if identity_T is None:
             raise ValueError("the hash router needs identity_T, the id or place of each token")
-        experts = self.config.num_experts
         mixed_T = (identity_T * GOLDEN) % 2**32 >> 16
         choice_TK = mixed_T.unsqueeze(1) + torch.arange(self.config.top_k, device=identity_T.device)
-        return assigned(choice_TK % experts, experts, x_TD.dtype)
+        return choice_TK % self.config.num_experts

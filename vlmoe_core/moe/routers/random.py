@@ -5,8 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vlmoe_core.moe.config import BaselineConfig, MoEConfig
-from vlmoe_core.moe.routing import TopKRouter, assigned
+from vlmoe_core.moe.config import BaselineConfig
+from vlmoe_core.moe.routing import BaselineRouter
 
 
 class Config(BaselineConfig):
@@ -16,13 +16,10 @@ class Config(BaselineConfig):
     """The router's name."""
 
 
-class Router(TopKRouter):
+class Router(BaselineRouter):
     """K different experts a token, drawn from torch's default generator, in evaluation as well."""
 
-    def __init__(self, dim: int, config: MoEConfig, init_std: float) -> None:
-        super().__init__(config)
-
-    def logits(self, x_TD: Tensor, identity_T: Tensor | None) -> Tensor:
-        """(T, D) -> (T, E)."""
+    def assign(self, x_TD: Tensor, identity_T: Tensor | None) -> Tensor:
+        """(T, D) -> (T, K)."""
         draws_TE = torch.rand(x_TD.shape[0], self.config.num_experts, device=x_TD.device)
-        return assigned(draws_TE.topk(self.config.top_k, dim=1).indices, self.config.num_experts, x_TD.dtype)
+        return draws_TE.topk(self.config.top_k, dim=1).indices

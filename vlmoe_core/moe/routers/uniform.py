@@ -5,8 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vlmoe_core.moe.config import BaselineConfig, MoEConfig
-from vlmoe_core.moe.routing import TopKRouter, assigned
+from vlmoe_core.moe.config import BaselineConfig
+from vlmoe_core.moe.routing import BaselineRouter
 
 
 class Config(BaselineConfig):
@@ -16,14 +16,10 @@ class Config(BaselineConfig):
     """The router's name."""
 
 
-class Router(TopKRouter):
+class Router(BaselineRouter):
     """Choice n of the group, counted token by token, goes to expert n mod E."""
 
-    def __init__(self, dim: int, config: MoEConfig, init_std: float) -> None:
-        super().__init__(config)
-
-    def logits(self, x_TD: Tensor, identity_T: Tensor | None) -> Tensor:
-        """(T, D) -> (T, E)."""
-        top_k, experts = self.config.top_k, self.config.num_experts
-        choice_TK = torch.arange(x_TD.shape[0] * top_k, device=x_TD.device).view(-1, top_k)
-        return assigned(choice_TK % experts, experts, x_TD.dtype)
+    def assign(self, x_TD: Tensor, identity_T: Tensor | None) -> Tensor:
+        """(T, D) -> (T, K)."""
+        choice_TK = torch.arange(x_TD.shape[0] * self.config.top_k, device=x_TD.device).view(-1, self.config.top_k)
+        return choice_TK % self.config.num_experts

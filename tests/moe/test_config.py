@@ -82,7 +82,7 @@ def test_options_of_a_router() -> None:
             "f.yaml:1: moe.router: needs an entry 'name' that names one of: "
             "bias-balanced, cosine, hash, random, softmax, uniform",
         ),
-        ("router: {name: softmax, temperature: 0.1}", "f.yaml:1: moe.router.temperature: unknown key; known: init_std, name"),
+        ("router: {name: softmax, temperature: 0.1}", "f.yaml:1: moe.router.temperature: unknown key; known: name"),
         (
             "router: {name: cosine, update_rate: 0.1}",
             "f.yaml:1: moe.router.update_rate: unknown key; known: dim, name, temperature",

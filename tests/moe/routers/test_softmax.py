@@ -48,14 +48,3 @@ def test_noise_comes_from_the_default_generator() -> None:
 
 def test_state_is_one_weight_without_bias() -> None:
     assert {name: tuple(p.shape) for name, p in router_of().named_parameters()} == {"weight": (4, 8)}
-
-
-def test_initial_weights_of_their_own() -> None:
-    wide = Router(400, MoEConfig.model_validate({"num_experts": 16}), init_std=0.5)
-    narrow = Router(
-        400,
-        MoEConfig.model_validate({"num_experts": 16, "router": {"name": "softmax", "init_std": 0.02}}),
-        init_std=0.5,
-    )
-    assert wide.weight.std().item() == pytest.approx(0.5, rel=0.05)
-    assert narrow.weight.std().item() == pytest.approx(0.02, rel=0.05)

@@ -37,13 +37,6 @@ class RouterConfig(Config):
         return 2 * dim * num_experts
 
 
-class LinearRouterConfig(RouterConfig):
-    """A router whose logits are a linear map of the token."""
-
-    init_std: float | None = Field(None, gt=0)
-    """Standard deviation of the initial weights; null: the model's `init_std`. A small one begins with even gates."""
-
-
 class BaselineConfig(RouterConfig):
     """A router that learns nothing."""
 

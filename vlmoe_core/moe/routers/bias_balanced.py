@@ -9,11 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vlmoe_core.moe.config import LinearRouterConfig, MoEConfig
+from vlmoe_core.moe.config import MoEConfig, RouterConfig
 from vlmoe_core.moe.routers import softmax
 
 
-class Config(LinearRouterConfig):
+class Config(RouterConfig):
     """Loss-free balancing (arXiv 2408.15664, section 2)."""
 
     default_vloss = 0.0

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlmoe_core.moe.config import LinearRouterConfig, MoEConfig
+from vlmoe_core.moe.config import MoEConfig, RouterConfig
 from vlmoe_core.moe.routing import TopKRouter
 
 
-class Config(LinearRouterConfig):
+class Config(RouterConfig):
     """Noisy top-k (V-MoE)."""
 
     name: Literal["softmax"] = "softmax"
@@ -25,9 +25,8 @@ class Router(TopKRouter):
 
     def __init__(self, dim: int, config: MoEConfig, init_std: float) -> None:
         super().__init__(config)
-        assert isinstance(config.router, LinearRouterConfig)
         self.weight = nn.Parameter(torch.empty(config.num_experts, dim))
-        nn.init.trunc_normal_(self.weight, std=config.router.init_std or init_std)
+        nn.init.trunc_normal_(self.weight, std=init_std)
 
     def logits(self, x_TD: Tensor, identity_T: Tensor | None) -> Tensor:
         """(T, D) -> (T, E)."""

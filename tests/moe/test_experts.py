@@ -147,6 +147,24 @@ def test_every_kept_choice_is_computed_once_and_no_dropped_one() -> None:
         assert rows.tolist() == [i for i in range(80) if plan.expert_TK.view(-1)[i] == e and plan.kept_TK.view(-1)[i]]
 
 
+@pytest.mark.parametrize("implementation", ["grouped", "loop"])
+@pytest.mark.parametrize("capacity_factor", [None, 0.5])
+def test_every_kept_choice_is_added_once_with_its_weight(implementation: str, capacity_factor: float | None) -> None:
+    config = {"num_experts": 6, "top_k": 3, "capacity_factor": capacity_factor, "experts": implementation}
+    layer = layer_of(torch.float64, dim=6, **config)
+    with torch.no_grad():
+        for parameter in layer.experts.parameters():
+            parameter.zero_()
+        layer.experts.down.bias.copy_(torch.eye(6))  # expert e answers with the unit vector e
+    y, plan = layer(torch.randn(50, 6, dtype=torch.float64))
+    expected = [[0.0] * 6 for _ in range(50)]
+    for token in range(50):
+        for choice in range(3):
+            if plan.kept_TK[token, choice]:
+                expected[token][int(plan.expert_TK[token, choice])] += float(plan.weight_TK[token, choice])
+    torch.testing.assert_close(y, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-15)
+
+
 def test_two_runs_of_one_seed_are_bit_identical() -> None:
     layer, x = layer_of(top_k=2), torch.randn(64, 10)
     first = run(layer, x, torch.ones(64, 10))

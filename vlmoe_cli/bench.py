@@ -49,7 +49,7 @@ def moe(
     """Time every implementation of the experts against the dense layer of equal FLOPs, and take their memory.
 
     Forward and backward of one layer with its router and biases; every token is computed by all of its experts. Peak
-    memory counts activations and temporaries, not the parameters and their gradients.
+    memory counts activations and temporaries on one thread, not the parameters and their gradients.
     """
     # Kineto, which records the memory, reports its own start and stop on stderr below this level.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -131,7 +132,10 @@ def test_a_dropped_token_gets_exactly_zero(implementation: str) -> None:
     assert 0 < dropped.sum() < 50
     assert (y[dropped] == 0).all()
     assert (y[~dropped] != 0).any(dim=1).all()
-    # Its value can't matter, be it not a number.
+    # Neither its own value nor its weight can matter, be they not a number.
+    wrong = replace(plan, weight_TK=plan.weight_TK.masked_fill(~plan.kept_TK, torch.nan))
+    x_TD = x.detach().masked_fill(dropped.unsqueeze(1), torch.nan)
+    assert torch.equal(layer.experts(x_TD, wrong), y)
     y.sum().backward()
     assert x.grad is not None and (x.grad[dropped] == 0).all()
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -67,8 +68,38 @@ def test_the_native_kernel_equals_the_loop_over_experts(dtype: torch.dtype, top_
         torch.testing.assert_close(a, b, **tolerance)
 
 
-def test_the_native_kernel_gets_what_it_serves() -> None:
-    assert not native.serves(call_of(arguments()))
+@pytest.mark.parametrize(
+    ("change", "serves"),
+    [
+        ({}, True),
+        ({"capability": (10, 0)}, True),
+        ({"capability": (8, 6)}, False),
+        ({"dtype": torch.float16}, False),
+        ({"dtype": torch.float32}, False),
+        ({"tokens": 0}, False),
+        ({"dim": 12}, False),
+        ({"hidden": 20}, False),
+        ({"device": "cpu"}, False),
+    ],
+)
+def test_the_native_kernel_gets_what_torch_has_a_kernel_for(
+    change: dict[str, Any], serves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = {"capability": (9, 0), "dtype": torch.bfloat16, "tokens": 12, "dim": 16, "hidden": 24, "device": "cuda"}
+    case |= change
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: case["capability"])
+    with FakeTensorMode():
+        placed = {"device": case["device"], "dtype": case["dtype"]}
+        call = Call(
+            torch.empty(case["tokens"], case["dim"], **placed),
+            torch.empty(case["tokens"], 1, device=case["device"]),
+            torch.empty(case["tokens"], dtype=torch.int64, device=case["device"]),
+            torch.empty(5, dtype=torch.int32, device=case["device"]),
+            torch.empty(5, case["hidden"], case["dim"], **placed),
+            torch.empty(5, case["dim"], case["hidden"], **placed),
+            None,
+        )
+        assert native.serves(call) is serves
 
 
 @pytest.mark.parametrize("kernel", [by_expert, native])
@@ -122,10 +153,11 @@ def test_dtypes_and_shapes_that_do_not_fit() -> None:
 def test_the_fallback_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     operator._say_fallback.cache_clear()
     with caplog.at_level(logging.WARNING):
-        operator._say_fallback("cuda", torch.float32)
-        operator._say_fallback("cuda", torch.float32)
+        operator._say_fallback("cuda", torch.float32, 20, 16)
+        operator._say_fallback("cuda", torch.float32, 20, 16)
     assert [r.message for r in caplog.records] == [
-        "torch's grouped matmul does not serve torch.float32 on cuda: one product an expert instead"
+        "torch's grouped matmul does not serve torch.float32, widths 16 and 20, on this cuda device: "
+        "one product an expert instead"
     ]
 
 

@@ -54,3 +54,16 @@ def test_it_becomes_a_gradient_without_a_copy() -> None:
 def test_a_system_without_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
     assert pages.empty_like(torch.zeros(LARGE + 3)).fill_(1.0).sum() == LARGE + 3
+
+
+@pytest.mark.parametrize("size", [6, LARGE + 4])
+def test_memory_of_another_dtype_that_was_never_written_is_not_a_number(size: int) -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        for _ in range(2):  # fresh memory, and memory that was used before
+            fresh = pages.empty_like(torch.zeros(size, dtype=torch.bfloat16), torch.float32)
+            assert fresh.dtype == torch.float32 and fresh.isnan().all()
+            fresh.fill_(1.0)
+            del fresh
+    finally:
+        torch.use_deterministic_algorithms(False)

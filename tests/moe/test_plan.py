@@ -184,3 +184,22 @@ def test_unit_weights_survive_a_gate_of_zero() -> None:
 def test_the_plan_is_frozen() -> None:
     with pytest.raises(AttributeError):
         plan_of(torch.zeros(2, 2), 1, None).capacity = 3  # type: ignore[misc]
+
+
+def test_renormalised_weights_survive_gates_of_zero() -> None:
+    # The bias steers the second choice to experts whose gates underflowed.
+    logits = torch.tensor([[200.0, 0.0, 0.0]], requires_grad=True)
+    plan = make_plan(
+        logits,
+        logits,
+        top_k=2,
+        weights="renormalised",
+        priority="gate",
+        capacity=None,
+        noise_std=0.0,
+        choice_bias_E=torch.tensor([-1.5, 0.0, 0.0]),
+    )
+    assert plan.expert_TK.tolist() == [[1, 2]]
+    assert plan.weight_TK.sum().item() == pytest.approx(1)
+    plan.weight_TK[0, 0].backward()
+    assert logits.grad is not None and torch.isfinite(logits.grad).all()

@@ -17,8 +17,8 @@ def plan(experts: list[int], factor: float | None = None) -> RoutingPlan:
 
 def test_an_expert_is_dead_only_if_no_micro_batch_used_it() -> None:
     health = RouterHealth()
-    health.add([Routed(1, "text", plan([0, 0, 1]), 0)])
-    health.add([Routed(1, "text", plan([2, 2, 2]), 0)])
+    health.add([("pair", Routed(1, "text", plan([0, 0, 1]), 0))])
+    health.add([("pair", Routed(1, "text", plan([2, 2, 2]), 0))])
     summary = health.summary()
     figures = summary.figures
     assert summary.idle == {"router/text/1": frozenset({3})}
@@ -29,14 +29,14 @@ def test_an_expert_is_dead_only_if_no_micro_batch_used_it() -> None:
 
 def test_drops_and_the_effective_capacity_are_counted_by_group() -> None:
     health = RouterHealth()
-    health.add([Routed(0, "vision", plan([0, 0, 0, 1], factor=1.25), 0)])
+    health.add([("pair", Routed(0, "vision", plan([0, 0, 0, 1], factor=1.25), 0))])
     assert health.summary().figures["router/vision/0/dropped"] == 0.25
-    assert health.groups == {"router/vision/0": "4 tokens to 4 experts, 2 places an expert"}
+    assert health.groups == {"router/vision/0, pair stream": "4 tokens to 4 experts, 2 places an expert"}
 
 
 def test_a_layer_that_no_token_came_to_is_left_out() -> None:
     health = RouterHealth()
-    health.add([Routed(0, "vision", plan([]), 0)])
+    health.add([("pair", Routed(0, "vision", plan([]), 0))])
     assert health.summary() == HealthSummary({}, {}) and health.groups == {}
 
 

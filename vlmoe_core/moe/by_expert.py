@@ -9,7 +9,6 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vlmoe_core.moe import pages
 from vlmoe_core.moe.call import Call
@@ -20,14 +19,14 @@ def forward(call: Call, up_EH: Tensor, down_ED: Tensor, save: bool) -> tuple[Ten
     """The tokens' outputs (T, D); if `save`, hidden states before GELU (N, H) and unweighted outputs (N, D)."""
     x_TD, rows, hidden = call.x_TD, call.choice_N.shape[0], up_EH.shape[1]
     before_NH, out_ND = x_TD.new_empty(rows if save else 0, hidden), x_TD.new_empty(rows, x_TD.shape[1])
-    ends = call.offsets_E.tolist()
+    ends = _ends(call)
 
     def expert(e: int) -> None:
         span = _span(ends, e)
         choice_M = call.choice_N[span]
         before_MH = before_NH[span] if save else x_TD.new_empty(choice_M.shape[0], hidden)
         torch.addmm(up_EH[e], x_TD.index_select(0, choice_M // call.top_k), call.up_EHD[e].t(), out=before_MH)
-        torch.addmm(down_ED[e], _activated(before_MH, call, choice_M), call.down_EDH[e].t(), out=out_ND[span])
+        torch.addmm(down_ED[e], call.activated(before_MH, choice_M), call.down_EDH[e].t(), out=out_ND[span])
 
     for_each_expert(expert, _sizes(ends), x_TD.device)
     before_NH[ends[-1] :].zero_()
@@ -42,7 +41,7 @@ def backward(call: Call, grad_TD: Tensor, before_NH: Tensor, out_ND: Tensor) -> 
     grad_x_ND, grad_weight_N = torch.empty_like(out_ND), call.weight_TK.new_empty(out_ND.shape[0])
     up_EHD, down_EDH = pages.empty_like(call.up_EHD), pages.empty_like(call.down_EDH)
     up_EH, down_ED = x_TD.new_empty(up_EHD.shape[:2]), x_TD.new_empty(down_EDH.shape[:2])
-    ends = call.offsets_E.tolist()
+    ends = _ends(call)
 
     def expert(e: int) -> None:
         span = _span(ends, e)
@@ -51,7 +50,7 @@ def backward(call: Call, grad_TD: Tensor, before_NH: Tensor, out_ND: Tensor) -> 
         grad_MD = grad_TD.index_select(0, token_M)
         torch.sum(grad_MD * out_ND[span], 1, dtype=grad_weight_N.dtype, out=grad_weight_N[span])
         grad_MD.mul_(weight_N1[span])
-        torch.mm(grad_MD.t(), _activated(before_MH, call, choice_M), out=down_EDH[e])
+        torch.mm(grad_MD.t(), call.activated(before_MH, choice_M), out=down_EDH[e])
         torch.sum(grad_MD, 0, out=down_ED[e])
         grad_MH = torch.mm(grad_MD, call.down_EDH[e])
         if call.dropout_CH is not None:
@@ -68,6 +67,12 @@ def backward(call: Call, grad_TD: Tensor, before_NH: Tensor, out_ND: Tensor) -> 
     return call.sum_choices(call.unsorted(grad_x_ND)), grad_weight_TK, up_EHD, up_EH, down_EDH, down_ED
 
 
+def _ends(call: Call) -> list[int]:
+    """End of each expert's rows, known to the host. Waits for the device, save for an empty group."""
+    ends: list[int] = call.offsets_E.tolist() if call.choice_N.shape[0] else [0] * call.offsets_E.shape[0]
+    return ends
+
+
 def _span(ends: Sequence[int], e: int) -> slice:
     """The rows of an expert."""
     return slice(ends[e - 1] if e else 0, ends[e])
@@ -75,8 +80,3 @@ def _span(ends: Sequence[int], e: int) -> slice:
 
 def _sizes(ends: Sequence[int]) -> list[int]:
     return [end - start for start, end in pairwise([0, *ends])]
-
-
-def _activated(before_MH: Tensor, call: Call, choice_M: Tensor) -> Tensor:
-    hidden_MH = F.gelu(before_MH)
-    return hidden_MH if call.dropout_CH is None else hidden_MH.mul_(call.dropout_CH.index_select(0, choice_M))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Call:
     def weight_C1(self) -> Tensor:
         """The factors as a column, in the dtype of the tokens."""
         return self.weight_TK.reshape(-1, 1).to(self.x_TD.dtype)
+
+    def activated(self, before: Tensor, choices: Tensor) -> Tensor:
+        """GELU and dropout of the hidden states (M, H) that belong to these choices (M,)."""
+        hidden = F.gelu(before)
+        return hidden if self.dropout_CH is None else hidden.mul_(self.dropout_CH.index_select(0, choices))
 
     def unsorted(self, rows_N: Tensor) -> Tensor:
         """Rows sorted by expert, brought into the order of the choices: (N, ...) -> (C, ...)."""

@@ -1,5 +1,6 @@
 """What a recipe says of a sparse feed-forward layer."""
 
+from math import log
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -141,7 +142,7 @@ class MoEConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.layers == {}:
+        if not self.layers:
             raise ValueError("layers is empty: give a list of blocks, or {every: n}")
         if self.top_k > self.num_experts:
             raise ValueError(
@@ -165,6 +166,16 @@ class MoEConfig(Config):
                 "the load loss and vloss are defined with noise only: "
                 f"set noise above 0, or their weights in {key} to 0"
             )
+        most = log(self.num_experts)
+        for name in ("local_entropy", "global_entropy"):
+            threshold = getattr(losses, f"{name}_threshold")
+            if threshold is not None and name not in losses.weights:
+                raise ValueError(f"{key} has {name}_threshold but no {name}: give it a weight, or leave both out")
+            if threshold is not None and threshold > most:
+                raise ValueError(
+                    f"{name}_threshold in {key} is {threshold} nats, but the entropy of {self.num_experts} experts is "
+                    f"at most {most:.2f}; log(S) nats ask for S experts"
+                )
 
     @property
     def balance_sets(self) -> dict[str, BalanceConfig]:

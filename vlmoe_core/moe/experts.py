@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vlmoe_core.moe import pages
 from vlmoe_core.moe.config import Implementation
 from vlmoe_core.moe.operator import expert_ffn
 from vlmoe_core.moe.order import order_of
@@ -63,7 +64,7 @@ class _Held(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.to(ctx.dtype), None
+        return pages.empty_like(grad, ctx.dtype).copy_(grad), None
 
 
 class Experts(nn.Module):
@@ -129,9 +130,9 @@ def grouped(x_TD: Tensor, plan: RoutingPlan, up: Linear, down: Linear, dropout_C
     """All experts in one operator, over the tokens sorted by expert."""
     order = order_of(plan)
     save = torch.is_grad_enabled()
-    out: tuple[Tensor, ...] = expert_ffn(
-        x_TD, plan.weight_TK, order.choice_N, order.offsets_E, *up, *down, dropout_CH, save
-    )
+    # A dropped choice counts nothing, be its weight not a number.
+    weight_TK = plan.weight_TK if plan.capacity is None else plan.weight_TK.masked_fill(~plan.kept_TK, 0.0)
+    out: tuple[Tensor, ...] = expert_ffn(x_TD, weight_TK, order.choice_N, order.offsets_E, *up, *down, dropout_CH, save)
     return out[0]
 
 

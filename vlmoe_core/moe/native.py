@@ -1,4 +1,4 @@
-"""All experts at once, through torch's grouped kernel: bfloat16 on CUDA. No wait for the device.
+"""All experts at once, through torch's grouped kernel. No wait for the device.
 
 Shapes: vlmoe_core/moe/call.py; J and M widths.
 """
@@ -13,19 +13,25 @@ ALIGNMENT = 16
 """Bytes that the rows of torch's grouped kernel must be a multiple of."""
 
 
+CAPABILITIES = (9, 10)
+"""Major compute capabilities (Hopper, Blackwell) for which torch has the kernel; elsewhere it loops and waits."""
+
+
 def serves(call: Call) -> bool:
-    """Whether torch's grouped kernel takes these operands."""
+    """Whether torch's grouped kernel takes these operands: bfloat16, aligned rows, on a GPU that it is written for."""
     x_TD = call.x_TD
     widths = (x_TD.shape[1], call.up_EHD.shape[1])
     aligned = all(width * x_TD.element_size() % ALIGNMENT == 0 for width in widths)
-    return x_TD.is_cuda and x_TD.dtype == torch.bfloat16 and x_TD.numel() > 0 and aligned
+    if not (x_TD.is_cuda and x_TD.dtype == torch.bfloat16 and x_TD.numel() > 0 and aligned):
+        return False
+    return torch.cuda.get_device_capability(x_TD.device)[0] in CAPABILITIES
 
 
 def forward(call: Call, up_EH: Tensor, down_ED: Tensor, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The tokens' outputs (T, D); if `save`, hidden states before GELU (N, H) and unweighted outputs (N, D)."""
     x_ND = call.x_TD.index_select(0, call.choice_N // call.top_k)
     before_NH = _rows(x_ND, call.up_EHD.transpose(1, 2), call.offsets_E, up_EH)
-    out_ND = _rows(_activated(before_NH, call), call.down_EDH.transpose(1, 2), call.offsets_E, down_ED)
+    out_ND = _rows(call.activated(before_NH, call.choice_N), call.down_EDH.transpose(1, 2), call.offsets_E, down_ED)
     y_TD = call.sum_choices(call.unsorted(out_ND).mul_(call.weight_C1))
     if save:
         return y_TD, before_NH, out_ND
@@ -38,7 +44,7 @@ def backward(call: Call, grad_TD: Tensor, before_NH: Tensor, out_ND: Tensor) -> 
     grad_ND = grad_TD.index_select(0, token_N)
     dot_N = torch.sum(grad_ND * out_ND, 1, dtype=call.weight_TK.dtype)
     grad_ND.mul_(call.weight_C1.index_select(0, call.choice_N))
-    down_EDH = _blocks(grad_ND.t(), _activated(before_NH, call), call.offsets_E)
+    down_EDH = _blocks(grad_ND.t(), call.activated(before_NH, call.choice_N), call.offsets_E)
     grad_NH = _rows(grad_ND, call.down_EDH, call.offsets_E, None)
     if call.dropout_CH is not None:
         grad_NH.mul_(call.dropout_CH.index_select(0, call.choice_N))
@@ -69,8 +75,3 @@ def _sums(rows_NM: Tensor, offsets_E: Tensor) -> Tensor:
     """Sum of each group's rows without atomics: a product with ones, as many columns of them as alignment asks for."""
     ones_NJ = rows_NM.new_ones(rows_NM.shape[0], ALIGNMENT // rows_NM.element_size())
     return _blocks(ones_NJ.t(), rows_NM, offsets_E)[:, 0].contiguous()
-
-
-def _activated(before_NH: Tensor, call: Call) -> Tensor:
-    hidden_NH = F.gelu(before_NH)
-    return hidden_NH if call.dropout_CH is None else hidden_NH.mul_(call.dropout_CH.index_select(0, call.choice_N))

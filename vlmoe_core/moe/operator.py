@@ -49,8 +49,8 @@ def expert_ffn(
     call = Call(x_TD, weight_TK, choice_N, offsets_E, up_EHD, down_EDH, dropout_CH)
     _check(call, up_EH, down_ED)
     served = native.serves(call)
-    if not served and not x_TD.is_cpu:
-        _say_fallback(x_TD.device.type, x_TD.dtype)
+    if not served and not x_TD.is_cpu and x_TD.numel():
+        _say_fallback(x_TD.device.type, x_TD.dtype, *up_EHD.shape[1:])
     kernel = native.forward if served else by_expert.forward
     with without_autocast(x_TD.device.type):
         return kernel(call, up_EH, down_ED, save)
@@ -88,8 +88,14 @@ def _check(call: Call, up_EH: Tensor, down_ED: Tensor) -> None:
 
 
 @functools.cache
-def _say_fallback(device_type: str, dtype: torch.dtype) -> None:
-    logger.warning("torch's grouped matmul does not serve %s on %s: one product an expert instead", dtype, device_type)
+def _say_fallback(device_type: str, dtype: torch.dtype, hidden: int, dim: int) -> None:
+    logger.warning(
+        "torch's grouped matmul does not serve %s, widths %d and %d, on this %s device: one product an expert instead",
+        dtype,
+        dim,
+        hidden,
+        device_type,
+    )
 
 
 @expert_ffn.register_fake

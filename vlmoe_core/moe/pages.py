@@ -18,17 +18,26 @@ LARGE = 32 * 2**20
 """Bytes from which on glibc never keeps freed memory for later."""
 
 
-def empty_like(tensor: Tensor) -> Tensor:
-    """A contiguous tensor of that shape, dtype and device, its values not set."""
-    size = tensor.numel() * tensor.element_size()
+def empty_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A contiguous tensor of that shape and device, its values not set.
+
+    Args:
+        tensor: gives shape and device.
+        dtype: of the new tensor; None: that of `tensor`.
+    """
+    dtype = dtype or tensor.dtype
+    size = tensor.numel() * dtype.itemsize
     if not tensor.is_cpu or size < LARGE:
-        return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        return torch.empty_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
     free = _free(size)
     pages = free.pop() if free else _map(size)
     # The tensor's storage holds the lease, whatever holds the storage; when it goes, the pages are free again.
     lease = (ctypes.c_char * size).from_buffer(pages)
     weakref.finalize(lease, free.append, pages).atexit = False
-    return torch.frombuffer(lease, dtype=tensor.dtype).view(tensor.shape)
+    fresh = torch.frombuffer(lease, dtype=dtype).view(tensor.shape)
+    # As torch.empty does, so that tests find reads of what was never written.
+    fills = torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory
+    return fresh.fill_(torch.nan) if fills else fresh
 
 
 @functools.cache

@@ -94,12 +94,12 @@ def choose(scores_TE: Tensor, top_k: int) -> Tensor:
 def combine_weights(probs_TE: Tensor, expert_TK: Tensor, weights: Weights) -> Tensor:
     """Factors of the chosen experts' outputs (T, K): the gates, these over their sum, or 1 with the gate's gradient."""
     gate_TK = probs_TE.gather(1, expert_TK)
+    # A gate may have underflowed to 0, and be chosen for the bias of its expert.
+    above_zero_TK = gate_TK.clamp_min(torch.finfo(gate_TK.dtype).tiny)
     if weights == "renormalised":
-        return gate_TK / gate_TK.sum(dim=1, keepdim=True)
+        return above_zero_TK / above_zero_TK.sum(dim=1, keepdim=True)
     if weights == "unit":
-        # A gate that underflowed to 0 still has the value 1.
-        gate_TK = gate_TK.clamp_min(torch.finfo(gate_TK.dtype).tiny)
-        return gate_TK / gate_TK.detach()
+        return above_zero_TK / above_zero_TK.detach()
     return gate_TK
 
 

@@ -9,7 +9,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 
@@ -32,8 +32,10 @@ def for_each_expert(work: Callable[[int], None], rows_E: Sequence[int], device: 
             work(expert)
         return
     run = functools.partial(_run, work, torch.is_inference_mode_enabled())
-    for failed in _pool(threads).map(run, shares):
-        assert failed is None
+    computing = [_pool(threads).submit(run, share) for share in shares]
+    wait(computing)  # all of them, so that nobody writes any more when an error is raised
+    for share in computing:
+        share.result()
 
 
 def share_out(rows_E: Sequence[int], threads: int) -> list[list[int]] | None:

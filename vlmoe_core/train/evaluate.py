@@ -38,7 +38,7 @@ def evaluate(
             total = part.sum.to(wide_dtype(device))
             term = torch.stack([total, torch.full_like(total, part.count)])
             sums[name], weights[name] = sums.get(name, 0) + term, part.weight
-        health.add(one for _, one in loss.routed)
+        health.add(loss.routed)
     totals = all_sum(torch.stack(list(sums.values()))).tolist()
     means = {f"loss/{name}": s / n for name, (s, n) in zip(sums, totals, strict=True) if n}
     total = sum(weights[name.removeprefix("loss/")] * mean for name, mean in means.items())

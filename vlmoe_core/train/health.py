@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vlmoe_core.data.config import StreamName
 from vlmoe_core.model.block import Routed
 from vlmoe_core.moe.health import chosen, health_of, tally
 from vlmoe_core.train.parallel import all_sum, wide_dtype
@@ -17,19 +18,21 @@ class RouterHealth:
     def __init__(self) -> None:
         self.tallies: dict[str, Tensor] = {}
         self.groups: dict[str, str] = {}
-        """Tokens and effective capacity of the latest group of each sparse layer, in words."""
+        """Tokens and effective capacity of the latest group of each sparse layer and stream, in words."""
 
     @torch.no_grad()
-    def add(self, routed: Iterable[Routed]) -> None:
-        """Add the plans of one micro-batch. Waits for no device."""
-        for one in routed:
+    def add(self, routed: Iterable[tuple[StreamName, Routed]]) -> None:
+        """Add the plans of one micro-batch, each with its stream. Waits for no device."""
+        for stream, one in routed:
             key = f"router/{one.pool}/{one.layer}"
             counts = tally(one.plan)
             counts = counts.to(wide_dtype(counts.device))
             self.tallies[key] = self.tallies[key] + counts if key in self.tallies else counts
             if tokens := one.plan.expert_TK.shape[0]:
                 places = "dropless" if one.plan.capacity is None else f"{one.plan.capacity:,} places an expert"
-                self.groups[key] = f"{tokens:,} tokens to {one.plan.num_experts} experts, {places}"
+                self.groups[f"{key}, {stream} stream"] = (
+                    f"{tokens:,} tokens to {one.plan.num_experts} experts, {places}"
+                )
 
     def summary(self) -> "HealthSummary":
         """What all ranks' tallies say; a layer that no token came to is left out. All ranks call it."""

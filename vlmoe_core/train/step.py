@@ -113,10 +113,11 @@ class Stepper:
         return dict(zip(names, values, strict=True)), int(broken)
 
     def _sum(self, numbers: Sequence[float | Tensor]) -> list[float]:
-        """Numbers summed over all ranks."""
+        """Numbers summed over all ranks: those on the device first, then those of the host, each in their order."""
         device = self.accelerator.device
-        wide = [torch.as_tensor(number, dtype=wide_dtype(device), device=device) for number in numbers]
-        total: list[float] = all_sum(torch.stack(wide)).tolist()
+        known = [n.to(wide_dtype(device)) for n in numbers if isinstance(n, Tensor)]
+        told = torch.tensor([n for n in numbers if not isinstance(n, Tensor)], dtype=wide_dtype(device), device=device)
+        total: list[float] = all_sum(torch.cat([torch.stack(known), told]) if known else told).tolist()
         return total
 
     def _set_learning_rate(self, step: int) -> float:
@@ -135,10 +136,9 @@ class Stepper:
             loss: Loss = self.model(micro.batches)
             # DistributedDataParallel takes the mean over ranks; the counts already are global.
             self.accelerator.backward(loss.total(counts) * self.accelerator.num_processes)
-        plans = [one for _, one in loss.routed]
-        self.biases.add(plans)
+        self.biases.add(one for _, one in loss.routed)
         if health is not None:
-            health.add(plans)
+            health.add(loss.routed)
         return loss.detached()
 
     def _reduce(

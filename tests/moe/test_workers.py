@@ -1,4 +1,5 @@
 import threading
+import time
 from itertools import permutations
 
 import pytest
@@ -80,3 +81,30 @@ def test_the_result_is_that_of_one_thread(inference: bool) -> None:
         found.append([*forward, *backward])
     for several, one in zip(*found, strict=True):
         torch.testing.assert_close(several, one, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_several_threads_give_the_same_bits_each_time() -> None:
+    values = arguments(tokens=64, dropped=5)
+    call, biases = call_of(values), (values["up_EH"], values["down_ED"])
+    runs = []
+    for _ in range(3):
+        forward = by_expert.forward(call, *biases, True)
+        runs.append([*forward, *by_expert.backward(call, torch.ones_like(call.x_TD), *forward[1:])])
+    for other in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_an_error_waits_for_the_other_threads() -> None:
+    finished = threading.Event()
+
+    def work(expert: int) -> None:
+        if expert == 0:
+            raise ValueError("expert 0")
+        time.sleep(0.1)
+        finished.set()
+
+    with pytest.raises(ValueError, match="expert 0"):
+        for_each_expert(work, [3, 3], CPU)
+    assert finished.is_set()

@@ -36,8 +36,8 @@ def empty_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     weakref.finalize(lease, free.append, pages).atexit = False
     fresh = torch.frombuffer(lease, dtype=dtype).view(tensor.shape)
     # As torch.empty does, so that tests find reads of what was never written.
-    fills = torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory
-    return fresh.fill_(torch.nan) if fills else fresh
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    return fresh.fill_(torch.nan) if torch.are_deterministic_algorithms_enabled() and filled else fresh
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 import threading
 import time
+from collections.abc import Iterator
 from itertools import permutations
 
 import pytest
@@ -13,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def two_threads() -> None:
+def two_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield

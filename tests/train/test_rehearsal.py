@@ -1,5 +1,6 @@
 """The trial step and the shrunken model."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,15 @@ def test_a_shrunken_model_keeps_its_structure() -> None:
     assert small.moe.vision is not None and (small.moe.vision.num_experts, small.moe.vision.top_k) == (5, 5)
     assert small.moe.text is not None and small.moe.text.num_experts == 3
     assert small.num_params(1000, 100) < 20_000_000 < large.num_params(1000, 100)
+
+
+def test_a_shrunken_shared_pool_keeps_thresholds_that_fewer_experts_can_reach() -> None:
+    losses = {"global_entropy": 0.1, "global_entropy_threshold": 3.0}
+    shared = {"num_experts": 32, "router": "cosine", "vision_balance": losses, "text_balance": losses}
+    large = ModelConfig.model_validate({"preset": "large", "expert_pool": "shared", "moe": {"shared": shared}})
+    small = shrunken_model(large).moe.shared
+    assert small is not None and (small.num_experts, small.router.name) == (4, "cosine")
+    assert small.vision_balance.global_entropy_threshold == pytest.approx(math.log(4))
 
 
 def test_a_small_model_is_not_made_larger() -> None:

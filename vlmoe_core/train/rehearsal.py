@@ -48,6 +48,10 @@ def shrunken_model(config: ModelConfig) -> ModelConfig:
     for moe in values["moe"].values():
         if moe is not None:
             moe["num_experts"] = min(moe["num_experts"], max(MOST_EXPERTS, moe["top_k"]))
+            for losses in (moe[key] for key in moe if key.endswith("balance")):
+                for name in ("local_entropy_threshold", "global_entropy_threshold"):
+                    if losses[name] is not None:  # fewer experts have less entropy
+                        losses[name] = min(losses[name], math.log(moe["num_experts"]))
     return ModelConfig.model_validate(values | {"dim": dim, "hidden": min(config.hidden, 2 * dim)})
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.train.support import bits, fresh_process, metrics, tiny, train
 from vlmoe_core.data.batch import Batch
@@ -150,3 +151,20 @@ def test_log_every_and_rates(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert all(line["samples_per_s"] > 0 for line in lines if line["split"] == "train")
     assert lines[0]["time"] < lines[1]["time"] < lines[2]["time"]
+
+
+def test_routers_that_draw_give_the_same_held_out_loss_each_time(tmp_path: Path) -> None:
+    fresh_process()
+    loaded = tiny(
+        tmp_path,
+        "model.moe.vision.router=random",
+        "model.moe.text.priority=random",
+        "model.moe.text.eval_capacity_factor=0.5",
+    )
+    session = open_session(loaded, RunOptions(tmp_path / "run", overwrite=True), Reporter())
+    records = []
+    for _ in range(2):
+        torch.rand(3)  # what came before does not matter
+        records.append(evaluate(session.objective, session.eval_micros(), session.accelerator.device, RouterHealth()))
+    assert records[0] == records[1]
+    assert records[0]["router/text/0/dropped"] > 0

@@ -142,7 +142,7 @@ def _global(plan: RoutingPlan) -> Tensor:
 
 def _global_value(total_S: Tensor, threshold: float | None) -> Tensor:
     gates_E, tokens = total_S[:-1], total_S[-1]
-    # One of E where there are no tokens: the gates' sums are 0 then, and so is the gradient.
+    # Without tokens the gates' sums are 0, and so are the entropy and its gradient.
     spread = _entropy(gates_E / tokens.clamp_min(1))
     return -spread if threshold is None else torch.where(tokens > 0, (threshold - spread).relu(), 0.0)
 

@@ -12,7 +12,6 @@ from vlmoe_core.moe.call import Call
 ALIGNMENT = 16
 """Bytes that the rows of torch's grouped kernel must be a multiple of."""
 
-
 CAPABILITIES = (9, 10)
 """Major compute capabilities (Hopper, Blackwell) for which torch has the kernel; elsewhere it loops and waits."""
 

@@ -99,18 +99,8 @@ def _say_fallback(device_type: str, dtype: torch.dtype, hidden: int, dim: int) -
 
 
 @expert_ffn.register_fake
-def _fake(
-    x_TD: Tensor,
-    weight_TK: Tensor,
-    choice_N: Tensor,
-    offsets_E: Tensor,
-    up_EHD: Tensor,
-    up_EH: Tensor,
-    down_EDH: Tensor,
-    down_ED: Tensor,
-    dropout_CH: Tensor | None,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    x_TD, weight_TK, choice_N, offsets_E, up_EHD, up_EH, down_EDH, down_ED, dropout_CH, save = arguments
     _check(Call(x_TD, weight_TK, choice_N, offsets_E, up_EHD, down_EDH, dropout_CH), up_EH, down_ED)
     rows = choice_N.shape[0] if save else 0
     return (
@@ -121,15 +111,8 @@ def _fake(
 
 
 @expert_ffn_backward.register_fake
-def _fake_backward(
-    x_TD: Tensor,
-    weight_TK: Tensor,
-    choice_N: Tensor,
-    offsets_E: Tensor,
-    up_EHD: Tensor,
-    down_EDH: Tensor,
-    *rest: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _fake_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x_TD, weight_TK, _, _, up_EHD, down_EDH, *_ = arguments
     return (
         x_TD.new_empty(x_TD.shape),
         weight_TK.new_empty(weight_TK.shape),

@@ -1,5 +1,6 @@
 """What the README tells a newcomer to type exists."""
 
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from vlmoe_core.config import plugin_names
 from vlmoe_core.data.config import DataConfig
 from vlmoe_core.data.files import FilesConfig
+from vlmoe_core.data.stream import open_streams
 from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.moe.config import ROUTERS, BalanceConfig, MoEConfig
 from vlmoe_core.recipe.tree import plain
@@ -18,6 +20,9 @@ from vlmoe_core.recipe.yaml12 import parse
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 EXPERTS = (ROOT / "docs/EXPERTS.md").read_text("utf-8")
+DATA = (ROOT / "docs/DATA.md").read_text("utf-8")
+SMALL_SETS = DATA.partition("\n## Small sets\n")[2].partition("\n## ")[0]
+SHARED = ROOT.parent / "shared" / "data"
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 
 
@@ -66,6 +71,43 @@ def test_the_data_example_is_valid() -> None:
 def test_the_examples_of_experts_are_valid(text: str) -> None:
     model = plain(parse(text, "docs/EXPERTS.md"))["model"]
     assert ModelConfig.model_validate({"preset": "base", **model}).pools
+
+
+def data_of(text: str, **fields: str) -> DataConfig:
+    return DataConfig.model_validate({**plain(parse(text, "docs/DATA.md"))["data"], **fields})
+
+
+@pytest.mark.parametrize("text", blocks("yaml", DATA))
+def test_the_lines_of_data_sets_are_valid(text: str) -> None:
+    train = data_of(text).train
+    assert train.image or train.text or train.pair
+
+
+def test_data_sets_use_every_source_that_reads_published_files() -> None:
+    own_data = {"arrow"}
+    shown = {word for text in blocks("yaml", DATA) for word in re.findall(r"source: ([\w-]+)", text)}
+    assert shown == set(plugin_names("vlmoe_core.data.sources")) - own_data
+    assert set(plugin_names("vlmoe_core.data.sources")) - set(re.findall(r"`([\w-]+)`", DATA)) == set()
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared is absent")
+@pytest.mark.parametrize("text", [text for text in blocks("yaml", SMALL_SETS) if "easy-vqa" not in text])
+def test_the_lines_of_small_sets_open_them(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLMOE_CACHE", str(tmp_path))
+    data = data_of(text, root=str(SHARED))
+    for split in (data.train, data.eval, data.test):
+        for stream in open_streams(data, split, seed=0).values():
+            assert all(len(source) >= 300 and source[0].name for source in stream.sources)
+
+
+@pytest.mark.parametrize("code", blocks("python", DATA))
+def test_the_program_for_visual_genome_writes_lines(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    regions = [{"image_id": 7, "phrase": "a red card"}, {"image_id": 7, "phrase": " "}]
+    Path("region_descriptions.json").write_text(json.dumps([{"id": 7, "regions": regions}, {"id": 8, "regions": []}]))
+    exec(code, {})
+    (line,) = Path("regions.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"image": "7.jpg", "caption": ["a red card"]}
 
 
 def test_docs_name_every_router_and_every_field_of_a_sparse_layer() -> None:

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from vlmoe_core.recipe.catalogue import Catalogue, head_comment
-from vlmoe_core.recipe.load import dump_recipe, load_recipe
+from vlmoe_core.recipe.load import LoadedRecipe, dump_recipe, load_recipe
+from vlmoe_core.tasks.labels import Labels
 from vlmoe_core.train.build import build_objective
+from vlmoe_core.train.init import load_run_recipe
 
 CATALOGUE = Catalogue(Path(__file__).parents[1] / "recipes")
 HEAD = ("Command:", "Hardware:", "Time:", "Expected:")
@@ -29,9 +31,25 @@ def test_head_comment(name: str) -> None:
     assert name in command, f"the command of {name} names another recipe"
 
 
+def recipe_of_run(init: str) -> Path:
+    """The shipped recipe whose run folder `init` names."""
+    found = [name for name in CATALOGUE.names() if Path(init) == Path("runs") / name.replace("/", "-")]
+    assert found, f"init: {init} is the run folder of no shipped recipe"
+    path = CATALOGUE.path(found[0])
+    assert path is not None
+    return path
+
+
+def load(name: str) -> LoadedRecipe:
+    """A shipped recipe, over the shipped recipe that it starts from."""
+    path = CATALOGUE.path(name)
+    assert path is not None
+    return load_run_recipe(str(path), base_of=recipe_of_run)
+
+
 @every_recipe
 def test_it_loads_and_its_dump_is_equal(name: str, tmp_path: Path) -> None:
-    loaded = load_recipe(name, catalogue=CATALOGUE)
+    loaded = load(name)
     assert loaded.name == name
     copy = tmp_path / "copy.yaml"
     copy.write_text(dump_recipe(loaded.recipe), "utf-8")
@@ -40,9 +58,9 @@ def test_it_loads_and_its_dump_is_equal(name: str, tmp_path: Path) -> None:
 
 @every_recipe
 def test_it_builds_on_the_meta_device(name: str) -> None:
-    recipe = load_recipe(name, catalogue=CATALOGUE).recipe
+    recipe = load(name).recipe
     with torch.device("meta"):
-        objective = build_objective(recipe, None)
+        objective = build_objective(recipe, None, Labels(("yes", "no")))
     parameters = list(objective.parameters())
     assert parameters
     assert all(parameter.is_meta for parameter in parameters)

@@ -30,11 +30,11 @@ def index(recipe: RecipeArgument, set_: SetOption = None, json: JsonOption = Fal
     from dataclasses import asdict
 
     from vlmoe_cli.progress import PlainProgress
-    from vlmoe_core.recipe.load import load_recipe
+    from vlmoe_core.train.init import load_run_recipe
     from vlmoe_core.train.survey import index_data
 
     out = Output(json)
-    indexed = index_data(load_recipe(recipe, set_ or ()).recipe, PlainProgress())
+    indexed = index_data(load_run_recipe(recipe, set_ or ()).recipe, PlainProgress())
     out.table([asdict(row) for row in indexed.sources])
     out.text(f"\nindex caches: {indexed.cache}")
     out.data({"sources": [asdict(row) for row in indexed.sources], "cache": indexed.cache})
@@ -68,11 +68,11 @@ def check(
     """
     from vlmoe_cli.progress import PlainProgress
     from vlmoe_core.errors import DataError
-    from vlmoe_core.recipe.load import load_recipe
+    from vlmoe_core.train.init import load_run_recipe
     from vlmoe_core.train.survey import check_data
 
     output = Output(json)
-    loaded = load_recipe(recipe, set_ or ())
+    loaded = load_run_recipe(recipe, set_ or ())
     checked = check_data(loaded, limit, out, PlainProgress())
     _print(output, checked)
     output.data(_document(checked))

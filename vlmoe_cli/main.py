@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from vlmoe_cli import bench, checkpoint, data, env, predict, pretrain, recipes, validate
+from vlmoe_cli import bench, checkpoint, data, env, evaluate, finetune, predict, pretrain, recipes, validate
 from vlmoe_cli.errors import DEBUG_VARIABLE, guarded, show_tracebacks
 from vlmoe_cli.options import examples, group
 
@@ -36,6 +36,8 @@ def vlmoe(
 app.command(
     epilog=examples("vlmoe pretrain quickstart/pretrain", "vlmoe pretrain my.yaml --set optim.lr=1e-3 --out runs/mine")
 )(pretrain.pretrain)
+app.command(epilog=examples(*finetune.EXAMPLES))(finetune.finetune)
+app.command(name="eval", epilog=examples(*evaluate.EXAMPLES))(evaluate.evaluate)
 app.command(epilog=examples(*validate.EXAMPLES))(validate.validate)
 app.add_typer(data.app, name="data")
 app.add_typer(predict.app, name="predict")

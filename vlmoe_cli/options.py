@@ -1,5 +1,6 @@
 """Arguments and options that several verbs share, so that their help never differs."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +17,28 @@ SetOption = Annotated[
         "--set",
         metavar="KEY=VALUE",
         help="Set one value of the recipe: --set train.steps=100. Repeatable.",
+        show_default=False,
+    ),
+]
+OutOption = Annotated[Path | None, typer.Option(help="Run folder; by default runs/NAME.", show_default=False)]
+ResumeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|PATH",
+        help="Go on with a run: auto takes the newest checkpoint of the run folder, or starts it.",
+        show_default=False,
+    ),
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace the run in the run folder.")]
+NumProcessesOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Start so many processes through Accelerate's launcher.", show_default=False),
+]
+OnErrorOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="raise|skip",
+        help="A broken example ends the command with its name, or is left out and counted.",
         show_default=False,
     ),
 ]

@@ -1,12 +1,31 @@
-"""`vlmoe predict masked`: what a pretrained model has learned, seen."""
+"""`vlmoe predict`: a model on your own pictures and text."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vlmoe_cli.options import JsonOption, examples, group
 from vlmoe_cli.output import Output
+
+if TYPE_CHECKING:
+    from vlmoe_core.data.example import Example
+
+ModelOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Run or checkpoint folder; by default the newest run that fits, under runs/.", show_default=False
+    ),
+]
+ImagesOption = Annotated[
+    list[Path] | None, typer.Option("--image", help="A picture, or a folder of them. Repeatable.", show_default=False)
+]
+InputOption = Annotated[
+    Path | None,
+    typer.Option("--input", help="JSON lines, one example each, with pictures and texts.", show_default=False),
+]
+TopOption = Annotated[int, typer.Option(min=1, max=5, help="Answers for each example.")]
 
 app = group(
     help="Try a model on your own pictures and text.",
@@ -27,10 +46,7 @@ def masked(
     image: Annotated[
         Path | None, typer.Option(help="A picture; some patches are hidden and filled in.", show_default=False)
     ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option(help="Run or checkpoint folder; by default the newest run under runs/.", show_default=False),
-    ] = None,
+    model: ModelOption = None,
     top: Annotated[int, typer.Option(min=1, help="Words for each [MASK].")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the hidden patches.")] = 0,
     out: Annotated[Path, typer.Option(help="PNG of the picture: as it is, hidden, filled in.")] = Path("filled.png"),
@@ -38,10 +54,10 @@ def masked(
 ) -> None:
     """Fill the [MASK]s of a text and the hidden patches of a picture."""
     from vlmoe_core.analysis.masked import fill_gaps, save_picture, stream_of
-    from vlmoe_core.train.trained import load_trained, newest_run
+    from vlmoe_core.train.trained import load_trained, newest_pretrained
 
     output = Output(json)
-    trained = load_trained(model or newest_run(stream_of(image, text)))
+    trained = load_trained(model or newest_pretrained(stream_of(image, text)))
     output.note(f"model {trained.path}, step {trained.step}")
     filled = fill_gaps(trained, image, text, top, seed)
     rows = [
@@ -56,3 +72,131 @@ def masked(
     output.data(
         {"model": trained.path, "masks": rows, "hidden": filled.hidden, "picture": out if filled.picture else None}
     )
+
+
+@app.command(epilog=examples('vlmoe predict vqa --image photo.jpg --question "what colour is the square?"'))
+def vqa(
+    image: ImagesOption = None,
+    question: Annotated[str | None, typer.Option(help="What to ask of each picture.", show_default=False)] = None,
+    input_: InputOption = None,
+    model: ModelOption = None,
+    top: TopOption = 3,
+    json: JsonOption = False,
+) -> None:
+    """Answer a question about a picture."""
+    from vlmoe_core.analysis.answers import pictures
+
+    def own() -> "Sequence[Example]":
+        return [_with(one, text=_given(question, "--question")) for one in pictures(image or [])]
+
+    _answer("vqa", own if input_ is None else input_, model, top, Output(json))
+
+
+@app.command(epilog=examples('vlmoe predict nlvr2 --image left.png --image right.png --statement "both show a star"'))
+def nlvr2(
+    image: ImagesOption = None,
+    statement: Annotated[str | None, typer.Option(help="What to judge.", show_default=False)] = None,
+    input_: InputOption = None,
+    model: ModelOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Judge a statement about several pictures."""
+    from vlmoe_core.analysis.answers import pictures
+
+    def own() -> "Sequence[Example]":
+        found = pictures(image or [])
+        more = tuple(one.image for one in found[1:])
+        return [_with(found[0], text=_given(statement, "--statement"), more_images=more)]
+
+    _answer("nlvr2", own if input_ is None else input_, model, 2, Output(json))
+
+
+@app.command(epilog=examples("vlmoe predict classification --image photos"))
+def classification(
+    image: ImagesOption = None,
+    input_: InputOption = None,
+    model: ModelOption = None,
+    top: TopOption = 3,
+    json: JsonOption = False,
+) -> None:
+    """Name the class of each picture."""
+    from vlmoe_core.analysis.answers import pictures
+
+    own = lambda: pictures(image or [])  # noqa: E731
+    _answer("classification", own if input_ is None else input_, model, top, Output(json))
+
+
+@app.command(epilog=examples('vlmoe predict nli --premise "all shapes are red" --hypothesis "no shape is blue"'))
+def nli(
+    premise: Annotated[str | None, typer.Option(help="What is given.", show_default=False)] = None,
+    hypothesis: Annotated[str | None, typer.Option(help="What may follow from it.", show_default=False)] = None,
+    input_: InputOption = None,
+    model: ModelOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Tell whether a premise entails a hypothesis."""
+    from vlmoe_core.data.example import Example
+
+    def own() -> "Sequence[Example]":
+        return [Example("premise", text=_given(premise, "--premise"), second_text=_given(hypothesis, "--hypothesis"))]
+
+    _answer("nli", own if input_ is None else input_, model, 3, Output(json))
+
+
+@app.command(epilog=examples('vlmoe predict retrieval --image photos --text "two dogs on a beach"'))
+def retrieval(
+    image: ImagesOption = None,
+    text: Annotated[list[str] | None, typer.Option(help="A caption. Repeatable.", show_default=False)] = None,
+    model: ModelOption = None,
+    top: Annotated[int, typer.Option(min=1, help="Pairs to show, the best ones.")] = 10,
+    json: JsonOption = False,
+) -> None:
+    """Rank pairs of pictures and captions."""
+    from dataclasses import asdict
+
+    from vlmoe_core.analysis.answers import match, pictures
+    from vlmoe_core.errors import UsageError
+    from vlmoe_core.train.trained import load_finetuned, newest_finetuned
+
+    out = Output(json)
+    if not text:
+        raise UsageError("nothing to look for: give one or more --text")
+    trained = load_finetuned(model or newest_finetuned("retrieval"), "retrieval")
+    out.note(f"model {trained.path}, step {trained.step}")
+    matches = sorted(match(trained, pictures(image or []), text), key=lambda one: -one.similarity)[:top]
+    out.table([asdict(one) for one in matches])
+    out.data({"model": trained.path, "matches": [asdict(one) for one in matches]})
+
+
+def _with(example: "Example", **fields: object) -> "Example":
+    from dataclasses import replace
+
+    return replace(example, **fields)  # type: ignore[arg-type]
+
+
+def _given(text: str | None, option: str) -> str:
+    from vlmoe_core.errors import UsageError
+
+    if not text:
+        raise UsageError(f"{option} is missing: give it, or --input with a file of examples")
+    return text
+
+
+def _answer(
+    task: str, asked: "Path | Callable[[], Sequence[Example]]", model: Path | None, top: int, out: Output
+) -> None:
+    """Answers to own examples, or to those of a file, as a table or as JSON."""
+    from vlmoe_core.analysis.answers import answer, read_examples
+    from vlmoe_core.train.trained import load_finetuned, newest_finetuned
+
+    found = list(read_examples(asked)) if isinstance(asked, Path) else list(asked())
+    trained = load_finetuned(model or newest_finetuned(task), task)
+    out.note(f"model {trained.path}, step {trained.step}")
+    answers = answer(trained, found)
+    rows = [
+        {"example": example.name, "answer": label, "probability": probability}
+        for example, ranked in zip(found, answers, strict=True)
+        for label, probability in list(zip(ranked.labels, ranked.probabilities, strict=True))[:top]
+    ]
+    out.table(rows)
+    out.data({"task": task, "model": trained.path, "answers": rows})

@@ -1,12 +1,20 @@
 """`vlmoe pretrain`: train a recipe from tokenizers to the last checkpoint."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vlmoe_cli.options import JsonOption, RecipeArgument, SetOption
+from vlmoe_cli.options import (
+    JsonOption,
+    NumProcessesOption,
+    OutOption,
+    OverwriteOption,
+    RecipeArgument,
+    ResumeOption,
+    SetOption,
+)
 from vlmoe_cli.output import Output
+from vlmoe_cli.running import run_arguments, run_here
 
 if TYPE_CHECKING:
     from vlmoe_core.recipe.config import Recipe
@@ -16,51 +24,29 @@ if TYPE_CHECKING:
 def pretrain(
     recipe: RecipeArgument,
     overrides: SetOption = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/NAME.", show_default=False)] = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            metavar="auto|PATH",
-            help="Go on with a run: auto takes the newest checkpoint of the run folder, or starts it.",
-            show_default=False,
-        ),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in the run folder.")] = False,
-    num_processes: Annotated[
-        int | None,
-        typer.Option(min=1, help="Start so many processes through Accelerate's launcher.", show_default=False),
-    ] = None,
+    out: OutOption = None,
+    resume: ResumeOption = None,
+    overwrite: OverwriteOption = False,
+    num_processes: NumProcessesOption = None,
     json: JsonOption = False,
 ) -> None:
     """Pretrain a model by masked data modelling on images, texts and pairs."""
-    from vlmoe_core.recipe.load import load_recipe
+    from vlmoe_core.errors import UsageError
+    from vlmoe_core.train.init import load_run_recipe
 
-    loaded = load_recipe(recipe, overrides or ())
+    loaded = load_run_recipe(recipe, overrides or ())
+    if loaded.recipe.task is not None:
+        raise UsageError(f"'{recipe}' finetunes: it has a task and no objective; run it with vlmoe finetune {recipe}")
     if num_processes is not None:
         from vlmoe_core.train.launch import launch
 
-        raise typer.Exit(launch(num_processes, _arguments(recipe, overrides or [], out, resume, overwrite, json)))
-
-    from vlmoe_cli.progress import progress
-    from vlmoe_core.train.run import pretrain as run
-    from vlmoe_core.train.session import RunOptions
-
-    with progress() as reporter:
-        outcome = run(loaded, RunOptions(out, resume, overwrite), reporter)
+        arguments = run_arguments("pretrain", recipe, overrides, out, resume, overwrite, json)
+        raise typer.Exit(launch(num_processes, arguments))
+    outcome = run_here(loaded, out, resume, overwrite)
     if outcome.is_main:
         _show(Output(json), recipe, outcome, loaded.recipe)
     if outcome.signal is not None and not outcome.finished:
         raise typer.Exit(128 + outcome.signal)
-
-
-def _arguments(
-    recipe: str, overrides: list[str], out: Path | None, resume: str | None, overwrite: bool, json: bool
-) -> list[str]:
-    """The same command for one of several processes."""
-    arguments = ["pretrain", recipe, *(word for value in overrides for word in ("--set", value))]
-    arguments += ["--out", str(out)] if out else []
-    arguments += ["--resume", resume] if resume else []
-    return arguments + ["--overwrite"] * overwrite + ["--json"] * json
 
 
 def _show(out: Output, typed: str, outcome: "Outcome", recipe: "Recipe") -> None:

@@ -97,6 +97,21 @@ class PlainProgress(SilentProgress):
         print(text, file=sys.stderr, flush=True)
 
 
+class ScoringProgress(Reporter):
+    """How long a split will take, said once the first batch is done."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say, self.batches, self.start = say, 0, 0.0
+
+    def counted(self, batches: int) -> None:
+        self.batches, self.start = batches, time.monotonic()
+
+    def advanced(self, step: int) -> None:
+        if step == 1:
+            seconds = (time.monotonic() - self.start) * self.batches
+            self.say(f"expected time: about {max(1, round(seconds))} s for {self.batches} batches")
+
+
 class LiveProgress(Reporter):
     """A progress bar with losses and router health, kept at the bottom of the terminal; events scroll above it."""
 

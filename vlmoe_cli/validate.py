@@ -30,11 +30,11 @@ def validate(
     Prints a line for each thing that was checked, then those that were not. The first thing that is wrong ends it
     with one message.
     """
-    from vlmoe_core.recipe.load import load_recipe
+    from vlmoe_core.train.init import load_run_recipe
     from vlmoe_core.train.validate import validate as checks_of
 
     out = Output(json)
-    loaded = load_recipe(recipe, set_ or ())
+    loaded = load_run_recipe(recipe, set_ or ())
     checks = []
     for check in checks_of(loaded, read_data=not no_data):
         checks.append(check)

@@ -14,7 +14,7 @@ from vlmoe_core.analysis.masked import GAP, VEIL, fill_gaps, save_picture
 from vlmoe_core.data.scenes.draw import draw
 from vlmoe_core.data.scenes.world import make_scene
 from vlmoe_core.errors import DataError, UsageError
-from vlmoe_core.train.trained import Trained, load_trained, newest_run
+from vlmoe_core.train.trained import Trained, load_trained, newest_pretrained
 
 
 @pytest.fixture
@@ -106,13 +106,13 @@ def test_input_that_the_model_was_not_trained_on_is_refused(tmp_path: Path) -> N
 
 def test_the_newest_finished_run_that_fits_is_found(tmp_path: Path, run_folder: Path) -> None:
     with pytest.raises(UsageError, match="no finished run"):
-        newest_run("text", tmp_path)
+        newest_pretrained("text", tmp_path)
     for name in ("older", "newer", "unfinished"):
         shutil.copytree(run_folder, tmp_path / name)
     os.utime(tmp_path / "older" / "metrics.jsonl", (1, 1))
     recipe = tmp_path / "unfinished" / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("steps: 2", "steps: 5"))
-    assert newest_run("text", tmp_path) == tmp_path / "newer"
+    assert newest_pretrained("text", tmp_path) == tmp_path / "newer"
 
 
 def test_the_picture_is_a_png_whatever_its_name(trained: Trained, picture: Path, tmp_path: Path) -> None:

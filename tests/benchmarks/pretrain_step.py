@@ -93,7 +93,14 @@ def _three_streams(size: Size, config: ModelConfig) -> dict[StreamName, Batch]:
 def _stepper(objective: MaskedModelling, batches: Mapping[StreamName, Batch]) -> partial[object]:
     """One step of training on one micro-batch."""
     config = OptimConfig(lr=LR)
-    stepper = Stepper(Accelerator(cpu=True), objective, build_optimizer(objective, config), config, STEPS, seed=0)
+    stepper = Stepper(
+        Accelerator(cpu=True),
+        objective,
+        build_optimizer(objective, config, objective.encoder.config.layers),
+        config,
+        STEPS,
+        seed=0,
+    )
     return partial(stepper, 0, [MicroBatch(0, batches, ())])
 
 

@@ -4,6 +4,7 @@ import pickle
 import pytest
 
 from tests.data.files_support import files_below, jpeg, open_source
+from vlmoe_core.data.example import LabelledSource
 from vlmoe_core.errors import DataError
 
 
@@ -77,6 +78,22 @@ def test_texts_leave_out_what_is_broken(folder):
     write(folder, RED, "{", {"caption": ["", 3, "\ud800", "kept"]}, {"image": "x"}, GREEN)
     source = open_source(folder, "image", source="jsonl", path="a.jsonl")
     assert list(source.texts()) == ["a red card", "red", "kept", "a green card"]
+
+
+def test_records_leave_out_pictures_and_what_is_broken(folder):
+    write(folder, RED, "{", {"image": "photos/red.jpg", "caption": ["", "kept"]}, GREEN)
+    source = open_source(folder, "pair", source="jsonl", path="a.jsonl")
+    assert isinstance(source, LabelledSource)
+    assert [(e.name, e.text, e.image_id, e.image) for e in source.records()] == [
+        ("a.jsonl:1", "a red card", 0, None),
+        ("a.jsonl:1", "red", 0, None),
+        ("a.jsonl:3", "kept", 0, None),
+        ("a.jsonl:4", "a green card", 3, None),
+    ]
+    image = open_source(folder, "image", source="jsonl", path="a.jsonl")
+    assert [(e.image_id, e.text) for e in image.records()] == [(0, None), (3, None)]
+    text = open_source(folder, "text", source="jsonl", path="a.jsonl")
+    assert [(e.image_id, e.text) for e in text.records()][2:] == [(-1, "kept"), (-1, "a green card")]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from tests.data.files_support import SHARED, files_below, jpeg, needs_shared, open_source, write_tar
 from vlmoe_core.data import files
+from vlmoe_core.data.example import LabelledSource
 from vlmoe_core.errors import DataError
 
 
@@ -59,7 +60,24 @@ def test_samples_of_all_shards(folder):
 def test_folders_are_classes(tmp_path):
     write_tar(tmp_path / "a.tar", {"hat/1.jpg": jpeg(), "shirt/1.jpg": jpeg(), "2.jpg": jpeg()})
     source = opened(tmp_path, "image")
-    assert [dict(source[i].facts) for i in range(3)] == [{"class": "hat"}, {"class": "shirt"}, {}]
+    facts = [{"id": "hat/1", "label": "hat"}, {"id": "shirt/1", "label": "shirt"}, {"id": "2"}]
+    assert [source[i].facts for i in range(3)] == facts
+    assert isinstance(source, LabelledSource)
+    assert [(e.facts, e.image, e.image_id) for e in source.records()] == [(f, None, i) for i, f in enumerate(facts)]
+
+
+def test_records_leave_out_pictures_and_what_is_broken(folder):
+    write_tar(folder / "c.tar", {"4.jpg": jpeg(), "4.json": b"{", "../5.jpg": jpeg(), "6.txt": b"e"})
+    pair = opened(folder)
+    assert [(e.text, e.image_id, e.image) for e in pair.records()] == [
+        ("a", 0, None),
+        ("b", 0, None),
+        ("c", 1, None),
+        ("d", 2, None),
+        ("e", 5, None),
+    ]
+    assert [e.facts["id"] for e in opened(folder, "image").records()] == ["1", "2", "x/3", "4", "6"]
+    assert [(e.text, e.facts) for e in opened(folder, "text").records()][3:] == [("d", {}), ("e", {})]
 
 
 def test_other_members_are_passed_over(tmp_path):
@@ -186,8 +204,10 @@ def test_flickr8k_shard():
 
 
 @needs_shared
-def test_clothing_classes():
-    source = opened(SHARED / "clothing", "image", path="clothing-val.tar")
-    classes = {source[i].facts["class"] for i in range(len(source))}
-    assert len(source) == 341
-    assert sorted(classes) == (SHARED / "clothing" / "classes.txt").read_text().split()
+@pytest.mark.parametrize(("split", "count"), [("train", 3068), ("val", 341)])
+def test_clothing_classes(split, count):
+    source = opened(SHARED / "clothing", "image", path=f"clothing-{split}.tar")
+    records = list(source.records())
+    assert len(source) == len(records) == len({e.facts["id"] for e in records}) == count
+    assert sorted({e.facts["label"] for e in records}) == (SHARED / "clothing" / "classes.txt").read_text().split()
+    assert [source[i].facts for i in (0, count - 1)] == [records[0].facts, records[-1].facts]

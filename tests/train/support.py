@@ -21,7 +21,7 @@ from torch import Tensor
 from vlmoe_core.checkpoint.read import read_checkpoint
 from vlmoe_core.recipe.load import LoadedRecipe, load_recipe
 from vlmoe_core.train.reporter import Reporter
-from vlmoe_core.train.run import Outcome, pretrain
+from vlmoe_core.train.run import Outcome, run_training
 from vlmoe_core.train.session import RunOptions
 
 RECIPE = """
@@ -77,7 +77,7 @@ def train(
 ) -> Outcome:
     """Run a recipe in this process, as one of its own."""
     fresh_process()
-    return pretrain(loaded, RunOptions(out, resume), reporter or Reporter())
+    return run_training(loaded, RunOptions(out, resume), reporter or Reporter())
 
 
 class Scaled(Accelerator):
@@ -161,7 +161,7 @@ def pretrain_child(
     """For a child: run a recipe, and be hit on the way."""
     if blow is not None:
         blow.prepare()
-    return pretrain(loaded, RunOptions(out, resume), Reporter())
+    return run_training(loaded, RunOptions(out, resume), Reporter())
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,6 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
 def test_processes_that_would_train_alone_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Accelerate alone finds no backend on a CPU under torchrun and says nothing: each would write the same folder."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("vlmoe_core.train.parallel._meets_on_cpu", lambda: False)
+    monkeypatch.setattr("vlmoe_core.train.parallel.meets_on_cpu", lambda: False)
     with pytest.raises(TrainError, match=r"2 processes were started \(WORLD_SIZE\), but each would train alone"):
         build_accelerator(TrainConfig(steps=1), 4, str(tmp_path))

@@ -121,7 +121,7 @@ def groups_of(tmp_path: Path, *overrides: str) -> tuple[set[str], set[str]]:
     with torch.device("meta"):
         objective = build_objective(recipe, None)
     names = {id(parameter): name for name, parameter in objective.named_parameters()}
-    groups = build_optimizer(objective, recipe.optim).param_groups
+    groups = build_optimizer(objective, recipe.optim, recipe.model.layers).param_groups
     assert [group["weight_decay"] for group in groups] == [0.05, 0.0]
     decayed, undecayed = ([names[id(p)] for p in group["params"]] for group in groups)
     assert len(decayed) + len(undecayed) == len(set(decayed + undecayed)) == len(names)

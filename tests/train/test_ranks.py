@@ -40,7 +40,7 @@ def float64_steps(loaded: LoadedRecipe, folder: Path) -> dict[str, Any]:
     accelerator = build_accelerator(recipe.train, recipe.batch.num_micro, str(folder))
     tokenizers = obtain_tokenizers(recipe, folder, Reporter())
     objective = build_objective(recipe, tokenizers.visual).double()
-    model, optimizer = wrap(accelerator, objective, build_optimizer(objective, recipe.optim))
+    model, optimizer = wrap(accelerator, objective, build_optimizer(objective, recipe.optim, recipe.model.layers))
     stepper = Stepper(accelerator, model, optimizer, recipe.optim, recipe.train.steps, recipe.seed)
     data = build_dataset(recipe, recipe.data.train, tokenizers, training=True)
     ranks, rank, per_step = accelerator.num_processes, accelerator.process_index, recipe.batch.num_micro

@@ -21,7 +21,7 @@ from vlmoe_core.checkpoint.layout import list_checkpoints, step_of
 from vlmoe_core.checkpoint.read import read_checkpoint
 from vlmoe_core.errors import CheckpointError, RecipeError, UsageError
 from vlmoe_core.train.reporter import Reporter
-from vlmoe_core.train.run import Outcome, pretrain
+from vlmoe_core.train.run import Outcome, run_training
 from vlmoe_core.train.session import RunOptions
 
 LAST = 6
@@ -127,7 +127,7 @@ def test_overwrite_replaces_the_run(tmp_path: Path, straight: Path) -> None:
     train(tiny(tmp_path, "train.steps=2", "seed=8"), run)
     (run / "notes.txt").write_text("a user's own")
     fresh_process()
-    pretrain(tiny(tmp_path), RunOptions(run, overwrite=True), Reporter())
+    run_training(tiny(tmp_path), RunOptions(run, overwrite=True), Reporter())
     assert_same_run(run, straight, LAST)
     assert [p.name for p in list_checkpoints(run)] == [p.name for p in list_checkpoints(straight)]
     assert (run / "notes.txt").exists()
@@ -135,7 +135,7 @@ def test_overwrite_replaces_the_run(tmp_path: Path, straight: Path) -> None:
 
 def test_resume_and_overwrite_exclude_each_other(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="give one of them"):
-        pretrain(tiny(tmp_path), RunOptions(tmp_path / "run", "auto", overwrite=True), Reporter())
+        run_training(tiny(tmp_path), RunOptions(tmp_path / "run", "auto", overwrite=True), Reporter())
 
 
 def test_resume_and_out_must_mean_the_same_run(tmp_path: Path, straight: Path) -> None:

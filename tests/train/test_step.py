@@ -14,7 +14,7 @@ from vlmoe_core.data.loader import MicroBatch
 from vlmoe_core.errors import TrainError
 from vlmoe_core.recipe.load import LoadedRecipe
 from vlmoe_core.train.reporter import Reporter
-from vlmoe_core.train.run import pretrain
+from vlmoe_core.train.run import run_training
 from vlmoe_core.train.session import RunOptions, Session, open_session
 from vlmoe_core.train.step import Stepper
 
@@ -155,7 +155,7 @@ def poisoned(loaded: LoadedRecipe, out: Path, step: int, rank: int = 0, module: 
             return call(self, now, *args, **kwargs)  # type: ignore[arg-type]
 
         Stepper.__call__ = poison  # type: ignore[method-assign, assignment]
-    return pretrain(loaded, RunOptions(out), Reporter())
+    return run_training(loaded, RunOptions(out), Reporter())
 
 
 def test_the_last_good_checkpoint_is_kept(tmp_path: Path, straight: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,8 @@ class Batch:
     """Patches that must be predicted."""
     num_masked_words: int
     """Text tokens that must be predicted."""
+    targets: Tensor | None = None
+    """(X, ...) what a task must predict of each example; null in pretraining and where nothing is known."""
 
     @property
     def num_sequences(self) -> int:
@@ -55,6 +57,11 @@ class Batch:
     def num_images(self) -> int:
         """I."""
         return self.pixels_ICHW.shape[0]
+
+    @property
+    def num_examples(self) -> int:
+        """X."""
+        return self.positions.shape[0]
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""

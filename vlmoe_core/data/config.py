@@ -38,6 +38,41 @@ class SplitConfig(Config):
     """Sources of image-text pairs (masked vision-language modelling)."""
 
 
+OpName = Literal[
+    "Identity", "AutoContrast", "Equalize", "Brightness", "Sharpness", "ShearX", "ShearY", "TranslateX", "TranslateY",
+    "Rotate", "Posterize", "Solarize", "Color", "Contrast",
+]  # fmt: skip
+Severity = Literal["vlmo", "increasing"]
+MAX_MAGNITUDE = 10.0
+
+
+class RandAugmentConfig(Config):
+    """Random changes of colours and geometry (Cubuk et al., arXiv 1909.13719); none mirrors. Defaults: VLMo, BEiT-3."""
+
+    num_ops: int = Field(2, ge=1)
+    """Ops drawn for a picture, with replacement."""
+    magnitude: float = Field(7.0, ge=0, le=MAX_MAGNITUDE)
+    """How far an op goes, of 10. VLMo, BEiT-3: 7; BEiT-3 on ImageNet: 9."""
+    magnitude_std: float = Field(0.0, ge=0)
+    """Standard deviation of each op's magnitude, which is cut to 0..10. BEiT-3 on ImageNet: 0.5."""
+    probability: float = Field(0.5, ge=0, le=1)
+    """With which a drawn op is applied."""
+    severity: Severity = "vlmo"
+    """What magnitude m means. Both: Rotate 3m degrees, Shear 0.03m, Posterize keeps 4 - floor(0.4m) bits (at least 1),
+    Solarize from 256 - floor(25.6m). vlmo: Brightness, Sharpness, Color and Contrast times 0.1 + 0.18m (5 changes
+    nothing), Translate m pixels. increasing (timm's inc1, BEiT-3 on ImageNet): times 1 +- 0.09m, and 0.045m of the
+    side."""
+    ops: tuple[OpName, ...] = Field(
+        (
+            "Identity", "AutoContrast", "Equalize", "Brightness", "Sharpness", "ShearX", "ShearY", "TranslateX",
+            "TranslateY", "Rotate",
+        ),
+        min_length=1,
+    )  # fmt: skip
+    """What is drawn from, all alike. Posterize, Solarize, Color and Contrast are known too; the first three change
+    colours, so that a caption that names one can become false."""
+
+
 class AugmentConfig(Config):
     """Random changes of a training image. Evaluation always takes the whole image, resized."""
 
@@ -49,6 +84,10 @@ class AugmentConfig(Config):
     """Probability of mirroring. A caption that says left or right becomes false by it."""
     color_jitter: float = Field(0.0, ge=0, lt=1)
     """Brightness, contrast and saturation each change by a factor from (1 - x, 1 + x). BEiT: 0.4."""
+    rand_augment: RandAugmentConfig | None = None
+    """RandAugment, after the flip and before colour jitter; null: none. VLMo, BEiT-3: {}."""
+    random_erasing: float = Field(0.0, ge=0, le=1)
+    """Probability that a box of 2 to 33 % of the picture becomes random pixels, at last. BEiT-3, ImageNet: 0.25."""
 
     @model_validator(mode="after")
     def _ranges(self) -> "AugmentConfig":

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,13 @@ class Example:
     image_id: int = -1
     """Number of the picture in its source: captions of one picture share it; -1 without a picture."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """Ground truth beyond image and text: the objects of a scene, a class, an answer."""
+    """Ground truth beyond image and text, plain values: the objects of a scene, a label, answers (see tasks/kinds)."""
+    more_images: tuple[bytes | Image, ...] = ()
+    """The pictures behind the first one, where a text speaks of several (NLVR2)."""
+    second_text: str | None = None
+    """The other sentence of a pair of sentences: the hypothesis."""
+    text_ids: tuple[int, ...] | None = None
+    """The text as token ids, without special tokens, where that is how a file stores it; `text` is None then."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,28 @@ class Sample:
     """(length,), [CLS] and [SEP] included, already corrupted."""
     text_targets: NDArray[np.int64] | None = None
     """(length,), the original id where it must be predicted, -1 elsewhere."""
+    more_pixels: tuple[NDArray[np.uint8], ...] = ()
+    """The pictures behind the first one: each makes a sequence of its own with the same text."""
+    target: NDArray[np.generic] | None = None
+    """What a task must predict of the example."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What of an example its scoring needs: all but the pictures."""
+
+    position: int
+    """Its position in the stream."""
+    name: str
+    """Where it stands."""
+    image_id: int
+    """Number of the picture."""
+    text: str
+    """Its text; of a pair of sentences the first."""
+    second_text: str
+    """The second sentence."""
+    facts: Mapping[str, Any]
+    """Ground truth."""
 
 
 class TextEncoder(Protocol):
@@ -79,6 +107,18 @@ class Source(Protocol):
 
     def texts(self) -> Iterator[str]:
         """Every text of the source once, in stored order; needs no tokenizer. Fits tokenizers."""
+        ...
+
+
+@runtime_checkable
+class LabelledSource(Source, Protocol):
+    """A source whose examples can be finetuned on."""
+
+    def records(self) -> Iterator[Example]:
+        """Every example once, in stored order, without its pictures; broken ones are left out.
+
+        Label lists and baselines are made from it.
+        """
         ...
 
 

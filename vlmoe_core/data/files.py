@@ -4,13 +4,14 @@ import glob
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 from pydantic import field_validator
 
-from vlmoe_core.data.config import SourceConfig
+from vlmoe_core.data.config import SourceConfig, StreamName
+from vlmoe_core.data.example import Example
 from vlmoe_core.errors import DataError
 
 IMAGE_SUFFIXES = frozenset(("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "jp2"))
@@ -28,10 +29,22 @@ class FilesConfig(SourceConfig):
     @field_validator("path", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
-        listed = (value,) if isinstance(value, str) else value
-        if isinstance(listed, Sequence) and not listed:
-            raise ValueError("names no file")
-        return listed
+        return as_list(value)
+
+
+def as_list(value: Any) -> Any:
+    """What a field for one file or several was given, as a list; ValueError if it names no file."""
+    listed = (value,) if isinstance(value, str) else value
+    if isinstance(listed, Sequence) and not listed:
+        raise ValueError("names no file")
+    return listed
+
+
+def require_stream(source: str, stream: StreamName, wanted: StreamName) -> None:
+    """DataError unless the stream that is asked for is the only one that the source has examples for."""
+    if stream != wanted:
+        article = "an" if source[0] in "aeiou" else "a"
+        raise DataError(f"{article} {source} source has no examples for the {stream} stream; name it under '{wanted}'")
 
 
 def find_files(patterns: Sequence[str], root: Path) -> tuple[Path, ...]:
@@ -82,7 +95,7 @@ def inside(name: str, folder: Path, where: str) -> Path:
     The check reads the name alone: links that a user keeps in the folder are followed.
     """
     if is_unsafe(name):
-        raise DataError(f"{where}: '{name}' leads out of {folder}; name pictures relative to that folder (image_root)")
+        raise DataError(f"{where}: '{name}' leads out of {folder}; name pictures relative to that folder")
     return folder / name
 
 
@@ -217,5 +230,14 @@ def usable_texts(values: Iterable[Any]) -> Iterator[str]:
     for value in values:
         try:
             yield checked_text(value, "", "")
+        except DataError:
+            continue
+
+
+def sound_examples(describe: Callable[[int], Example], count: int) -> Iterator[Example]:
+    """What `describe` makes of 0..count - 1, less those for which it raises DataError."""
+    for index in range(count):
+        try:
+            yield describe(index)
         except DataError:
             continue

@@ -1,4 +1,4 @@
-"""Pictures: decoding, cropping, colours. Bytes in, uint8 RGB of one size out.
+"""Pictures: decoding, cropping, resizing. Bytes in, uint8 RGB of one size out.
 
 Axis letters: C channels, H height, W width.
 
@@ -18,9 +18,10 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch.nn.functional import interpolate
 
+from vlmoe_core.data.augment import Box, augmented, random_box
 from vlmoe_core.data.config import AugmentConfig
 from vlmoe_core.errors import DataError
 
@@ -39,14 +40,10 @@ UPRIGHT = {
 """What makes a picture of that EXIF orientation upright."""
 DRAFT_MARGIN = 2
 """A JPEG is never decoded so small that the crop has less than this many times the wanted size."""
-CROP_ATTEMPTS = 10
-
-Box = tuple[int, int, int, int]
-"""left, upper, right, lower in pixels of the upright picture."""
 
 
 class ImageTransform:
-    """Makes one square picture of the wanted size: the whole of it, or a random crop with random colours."""
+    """Makes one square picture of the wanted size: the whole of it, or a random crop, changed at random."""
 
     def __init__(self, size: int, augment: AugmentConfig | None, max_pixels: int) -> None:
         """Args: size in pixels a side; augment, or None for evaluation; max_pixels that a header may declare."""
@@ -76,7 +73,7 @@ class ImageTransform:
         box = _scaled(box, width, height, upright.size)
         cropped = upright if box == (0, 0, *upright.size) else upright.crop(box)
         pixels_CHW = resize(np.array(to_rgb(cropped)), self.size)
-        return pixels_CHW if self.augment is None else _recolour(pixels_CHW, self.augment, rng)
+        return pixels_CHW if self.augment is None else augmented(pixels_CHW, self.augment, rng)
 
 
 @contextmanager
@@ -147,14 +144,10 @@ def crop_box(width: int, height: int, augment: AugmentConfig, rng: random.Random
     """
     if augment.crop_scale == (1.0, 1.0):
         return 0, 0, width, height
+    box = random_box(width, height, augment.crop_scale, augment.crop_ratio, rng)
+    if box is not None:
+        return box
     low, high = augment.crop_ratio
-    for _ in range(CROP_ATTEMPTS):
-        area = width * height * rng.uniform(*augment.crop_scale)
-        ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            left, upper = rng.randint(0, width - w), rng.randint(0, height - h)
-            return left, upper, left + w, upper + h
     w = max(1, min(width, round(height * high)))
     h = max(1, min(height, round(width / low)))
     left, upper = (width - w) // 2, (height - h) // 2
@@ -203,17 +196,3 @@ def resize(pixels_HWC: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     pixels_1CHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1).unsqueeze(0)
     resized_1CHW = interpolate(pixels_1CHW, size=(size, size), mode="bicubic", antialias=True)
     return np.ascontiguousarray(resized_1CHW[0].numpy())
-
-
-def _recolour(pixels_CHW: NDArray[np.uint8], augment: AugmentConfig, rng: random.Random) -> NDArray[np.uint8]:
-    """Mirroring and colour jitter. BEiT jitters before it crops; after it, the same changes cost a fraction."""
-    if rng.random() < augment.horizontal_flip:
-        pixels_CHW = np.ascontiguousarray(pixels_CHW[:, :, ::-1])
-    if augment.color_jitter == 0:
-        return pixels_CHW
-    picture = Image.fromarray(np.ascontiguousarray(pixels_CHW.transpose(1, 2, 0)))
-    changes = [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]
-    rng.shuffle(changes)
-    for change in changes:
-        picture = change(picture).enhance(rng.uniform(1 - augment.color_jitter, 1 + augment.color_jitter))
-    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))

@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader, Dataset
 from vlmoe_core.data.batch import Batch
 from vlmoe_core.data.collate import collate
 from vlmoe_core.data.config import STREAMS, DataConfig, StreamName
-from vlmoe_core.data.example import Sample
+from vlmoe_core.data.example import Example, Record, Sample
 from vlmoe_core.data.prepare import Preparer
-from vlmoe_core.data.stream import Stream
+from vlmoe_core.data.stream import Stream, WholeStream
 from vlmoe_core.errors import DataError
 
 
@@ -27,13 +27,15 @@ class MicroBatch:
     """The batch of each stream."""
     broken: tuple[str, ...]
     """Messages of the broken examples, whose places are empty."""
+    records: tuple[Record, ...] = ()
+    """What scoring needs of the examples, in their order, where it was asked for."""
 
 
 @dataclass(frozen=True)
 class MicroBatches(Dataset[MicroBatch]):
     """Micro-batches of a split: number n holds the positions n * size to (n + 1) * size of each stream."""
 
-    streams: Mapping[StreamName, Stream]
+    streams: Mapping[StreamName, Stream | WholeStream]
     """The opened streams."""
     sizes: Mapping[StreamName, int]
     """Examples of each stream in a micro-batch."""
@@ -45,17 +47,21 @@ class MicroBatches(Dataset[MicroBatch]):
     """Patches of an image."""
     limit: int | None = None
     """Positions from this one on are left empty (held-out data); null: none."""
+    names: tuple[StreamName, ...] = STREAMS
+    """The streams of a micro-batch: all, those without sources empty; or the one stream of a task."""
+    recorded: bool = False
+    """Whether micro-batches carry the records of their examples."""
 
     def __getitem__(self, number: int) -> MicroBatch:
         """The micro-batch of that number."""
-        broken: list[str] = []
+        drawn = Drawn()
         batches = {
-            name: collate(name, self._samples(name, number, broken), self.image_size, self.num_patches)
-            for name in STREAMS
+            name: collate(name, self._samples(name, number, drawn), self.image_size, self.num_patches)
+            for name in self.names
         }
-        return MicroBatch(number, batches, tuple(broken))
+        return MicroBatch(number, batches, tuple(drawn.broken), tuple(drawn.records))
 
-    def _samples(self, name: StreamName, number: int, broken: list[str]) -> list[Sample]:
+    def _samples(self, name: StreamName, number: int, drawn: "Drawn") -> list[Sample]:
         if name not in self.streams:
             return []
         stream, size = self.streams[name], self.sizes[name]
@@ -65,10 +71,28 @@ class MicroBatches(Dataset[MicroBatch]):
         samples = []
         for position in range(number * size, last):
             try:
-                samples.append(self.preparer(name, position, stream[position], stream.random(position)))
+                example = stream[position]
+                samples.append(self.preparer(name, position, example, stream.random(position)))
             except DataError as error:
-                broken.append(f"{error} (position {position} of the {name} stream)")
+                drawn.broken.append(f"{error} (position {position} of the {name} stream)")
+                continue
+            if self.recorded:
+                drawn.records.append(_record(position, example))
         return samples
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What is collected beside the samples of a micro-batch."""
+
+    broken: list[str] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+
+
+def _record(position: int, example: Example) -> Record:
+    return Record(
+        position, example.name, example.image_id, example.text or "", example.second_text or "", example.facts
+    )
 
 
 def load(dataset: MicroBatches, numbers: Sequence[int], data: DataConfig, processes: int = 1) -> Iterator[MicroBatch]:

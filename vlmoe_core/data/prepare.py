@@ -1,17 +1,21 @@
 """From an example to a sample: decode and crop the picture, tokenize the text, draw the masks."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from vlmoe_core.data.config import DataConfig, StreamName
 from vlmoe_core.data.example import Example, Sample, TextEncoder
 from vlmoe_core.data.images import ImageTransform
 from vlmoe_core.errors import DataError
+
+Target = Callable[[Example], NDArray[np.generic] | None]
+"""What a task must predict of an example; null: not known. Raises DataError, without a name, for what it can't be."""
 
 
 class Corruption(Protocol):
@@ -24,6 +28,22 @@ class Corruption(Protocol):
     def image(self, stream: StreamName, rng: random.Random) -> NDArray[np.bool_]:
         """(patches,), True where the patch is hidden."""
         ...
+
+
+@dataclass(frozen=True)
+class NothingHidden:
+    """The corruption of a task: everything is seen."""
+
+    num_patches: int
+    """Patches of an image."""
+
+    def text(self, ids: list[int], stream: StreamName, rng: random.Random) -> tuple[list[int], list[int]]:
+        """The ids as they are, nothing to predict."""
+        return ids, [-1] * len(ids)
+
+    def image(self, stream: StreamName, rng: random.Random) -> NDArray[np.bool_]:
+        """No patch."""
+        return np.zeros(self.num_patches, dtype=np.bool_)
 
 
 @dataclass(frozen=True)
@@ -40,28 +60,72 @@ class Preparer:
     """What hides tokens and patches."""
     pad_text_to: int | None = None
     """Length up to which [PAD] tokens are appended."""
+    target: Target | None = None
+    """What a task must predict; null in pretraining."""
 
     def __call__(self, stream: StreamName, position: int, example: Example, rng: random.Random) -> Sample:
         """The sample of an example. Raises DataError, naming the example, if it is broken."""
         pixels = mask = ids = targets = None
+        more: tuple[NDArray[np.uint8], ...] = ()
         if stream != "text":
-            pixels = read_pixels(stream, example, self.transforms[stream], rng)
+            transform = self.transforms[stream]
+            pixels = read_pixels(stream, example, transform, rng)
+            more = tuple(_decode(example, image, transform, rng) for image in example.more_images)
             mask = self.corruption.image(stream, rng)
         if stream != "image":
             ids, targets = self._text(stream, example, rng)
-        return Sample(example.name, position, example.image_id, pixels, mask, ids, targets)
+        target = self._target(example)
+        return Sample(example.name, position, example.image_id, pixels, mask, ids, targets, more, target)
 
     def _text(
         self, stream: StreamName, example: Example, rng: random.Random
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        if not example.text:
-            raise DataError(f"{example.name}: has no text, which the {stream} stream needs")
         encoder = self.text_encoder
-        words = encoder.encode(example.text)[: self.max_text[stream] - 2]
+        words = self._words(stream, example)
         ids, targets = self.corruption.text([encoder.cls_id, *words, encoder.sep_id], stream, rng)
         missing = max(0, (self.pad_text_to or 0) - len(ids))
         ids, targets = ids + [encoder.pad_id] * missing, targets + [-1] * missing
         return np.array(ids, dtype=np.int64), np.array(targets, dtype=np.int64)
+
+    def _words(self, stream: StreamName, example: Example) -> list[int]:
+        """Token ids between [CLS] and the last [SEP]: one text, or two with a [SEP] between them, cut to fit."""
+        encoder, room = self.text_encoder, self.max_text[stream] - 2
+        if example.text_ids is not None:
+            return _known_ids(example, encoder.vocab_size)[:room]
+        if not example.text:
+            raise DataError(f"{example.name}: has no text, which the {stream} stream needs")
+        first = encoder.encode(example.text)
+        if example.second_text is None:
+            return first[:room]
+        second = encoder.encode(example.second_text)
+        keep_first, keep_second = shares(len(first), len(second), room - 1)
+        return [*first[:keep_first], encoder.sep_id, *second[:keep_second]]
+
+    def _target(self, example: Example) -> NDArray[np.generic] | None:
+        if self.target is None:
+            return None
+        try:
+            return self.target(example)
+        except DataError as error:
+            raise DataError(f"{example.name}: {error}") from error
+
+
+def shares(first: int, second: int, room: int) -> tuple[int, int]:
+    """How much of two texts fits: the longer one is cut first, and both are cut alike after that."""
+    half = room // 2
+    keep_first = min(first, max(half, room - second))
+    return keep_first, min(second, room - keep_first)
+
+
+def _known_ids(example: Example, vocab_size: int) -> list[int]:
+    ids = list(example.text_ids or ())
+    unknown = next((i for i in ids if not 0 <= i < vocab_size), None)
+    if unknown is not None:
+        raise DataError(
+            f"{example.name}: token id {unknown} is not in the text tokenizer's 0..{vocab_size - 1}; load the "
+            "tokenizer that wrote the file (tokenizers.text.load)"
+        )
+    return ids
 
 
 def read_pixels(
@@ -70,14 +134,23 @@ def read_pixels(
     """(3, height, width) of the picture. Raises DataError, naming the example, if there is none or it is broken."""
     if example.image is None:
         raise DataError(f"{example.name}: has no image, which the {stream} stream needs")
+    return _decode(example, example.image, transform, rng)
+
+
+def _decode(example: Example, image: bytes | Image, transform: ImageTransform, rng: random.Random) -> NDArray[np.uint8]:
     try:
-        return transform(example.image, rng)
+        return transform(image, rng)
     except DataError as error:
         raise DataError(f"{example.name}: {error}") from error
 
 
 def build_preparer(
-    data: DataConfig, image_size: int, text_encoder: TextEncoder, corruption: Corruption, training: bool
+    data: DataConfig,
+    image_size: int,
+    text_encoder: TextEncoder,
+    corruption: Corruption,
+    training: bool,
+    target: Target | None = None,
 ) -> Preparer:
     """The preparer of training data (augmented) or of held-out data (whole images)."""
     augments = {"image": data.augment.image, "pair": data.augment.pair}
@@ -86,4 +159,4 @@ def build_preparer(
         for stream, augment in augments.items()
     }
     max_text = {"text": data.max_text.text, "pair": data.max_text.pair}
-    return Preparer(transforms, max_text, text_encoder, corruption, data.pad_text_to)  # type: ignore[arg-type]
+    return Preparer(transforms, max_text, text_encoder, corruption, data.pad_text_to, target)  # type: ignore[arg-type]

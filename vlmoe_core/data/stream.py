@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vlmoe_core.config import plugin_module
@@ -10,6 +10,9 @@ from vlmoe_core.data.config import STREAMS, DataConfig, SourceConfig, SplitConfi
 from vlmoe_core.data.example import Example, Source, SourceContext, TextEncoder
 from vlmoe_core.data.order import Mixture, SourceOrder, derive_key
 from vlmoe_core.errors import DataError
+
+SOURCE_SHIFT = 40
+"""A picture's number in the stream is its number in its source, plus its source's number shifted by so many bits."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Stream:
     def __getitem__(self, position: int) -> Example:
         """The example at a position. Raises DataError if it is broken."""
         source, number = self.mixture(position)
-        return self.sources[source][self.orders[source](number)]
+        return _from_source(source, self.sources[source][self.orders[source](number)])
 
     def random(self, position: int) -> random.Random:
         """The generator from which masks and augmentations of a position draw."""
@@ -49,6 +52,40 @@ class Stream:
     def epoch(self) -> int:
         """Positions until the first example of any source comes again."""
         return min(self.mixture.position_of(number, order.size) for number, order in enumerate(self.orders))
+
+
+@dataclass(frozen=True)
+class WholeStream:
+    """Every example of a stream's sources once, in stored order: what a model is scored on."""
+
+    name: StreamName
+    """image, text or pair."""
+    sources: tuple[Source, ...]
+    """The opened sources."""
+
+    def __getitem__(self, position: int) -> Example:
+        """The example at a position. Raises DataError if it is broken."""
+        for number, source in enumerate(self.sources):
+            if position < len(source):
+                return _from_source(number, source[position])
+            position -= len(source)
+        raise IndexError(f"position {position} behind the last of {self.epoch}")
+
+    def random(self, position: int) -> random.Random:
+        """A generator for a position; nothing that is scored draws from it."""
+        return random.Random(position)
+
+    @property
+    def epoch(self) -> int:
+        """All examples."""
+        return sum(map(len, self.sources))
+
+
+def _from_source(number: int, example: Example) -> Example:
+    """The example, its picture numbered apart from those of the stream's other sources."""
+    if number == 0 or example.image_id < 0:
+        return example
+    return replace(example, image_id=(number << SOURCE_SHIFT) + example.image_id)
 
 
 def open_streams(

@@ -32,6 +32,8 @@ class Loss:
     """The terms by name: mlm, mim, vlm_text, vlm_image, balance/<modality>/<layer>."""
     routed: tuple[tuple[StreamName, Routed], ...] = ()
     """The plans that computed the outputs, with their stream."""
+    outputs: Tensor | None = None
+    """(X, F) what a task's head says of each example, without graph; null in pretraining."""
 
     def total(self, counts: Mapping[str, float]) -> Tensor:
         """This micro-batch's share of the loss of the global batch.

@@ -77,6 +77,12 @@ def summary(text: str) -> str:
     return head_comment(text).partition("\n")[0].lstrip("#").strip()
 
 
+def expected_time(text: str) -> str | None:
+    """What the head comment of a recipe says after `Time:`; null where it says nothing."""
+    lines = (line.lstrip("# ") for line in head_comment(text).splitlines())
+    return next((line.removeprefix("Time:").strip() for line in lines if line.startswith("Time:")), None)
+
+
 def shipped() -> Catalogue:
     """The catalogue inside the installed package, or the folder `recipes` of a checkout."""
     packaged = Path(__file__).parent / "shipped"

@@ -8,12 +8,13 @@ from vlmoe_core.config import Config
 from vlmoe_core.data.config import STREAMS, DataConfig, StreamName
 from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.objectives.config import MaskConfig, Objective
+from vlmoe_core.tasks.config import Task
 from vlmoe_core.tokenizers.config import TokenizersConfig
 from vlmoe_core.train.config import BatchConfig, OptimConfig, TrainConfig
 
 
 class Recipe(Config):
-    """A pretraining run: model, data, tokenizers, masks, objective, batch, optimiser and training."""
+    """A run: model, data, batch, optimiser, training; and an objective to pretrain, or a task to finetune."""
 
     seed: int = Field(0, ge=0, lt=2**63)
     """Seeds initialisation, data order, masks and all noise."""
@@ -27,8 +28,15 @@ class Recipe(Config):
     """Sources and their preparation."""
     mask: MaskConfig = MaskConfig()
     """What is hidden."""
-    objective: Objective
-    """What is minimised."""
+    objective: Objective | None = None
+    """What pretraining minimises."""
+    task: Task | None = None
+    """What is finetuned."""
+    init: str | None = None
+    """What finetuning starts from: `scratch`, or a run or checkpoint folder. `model` and `tokenizers` of that run are
+    then the base that this recipe's `model` goes over."""
+    init_weights: bool = True
+    """False: of `init` only sizes and tokenizers are taken, not the weights; the control of a comparison."""
     batch: BatchConfig
     """Examples of a step."""
     optim: OptimConfig = OptimConfig()
@@ -38,6 +46,7 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
+        self._check_aim()
         for stream in STREAMS:
             has_sources, size = bool(getattr(self.data.train, stream)), self.batch.size.of(stream)
             if has_sources and not size:
@@ -52,6 +61,8 @@ class Recipe(Config):
                 )
         for stream in ("text", "pair"):
             longest = getattr(self.data.max_text, stream)
+            if self.task is not None and not getattr(self.data.train, stream):
+                continue
             if longest > self.model.max_text_length:
                 raise ValueError(
                     f"data.max_text.{stream} ({longest}) is more than model.max_text_length"
@@ -73,8 +84,19 @@ class Recipe(Config):
             )
         return self
 
+    def _check_aim(self) -> None:
+        """A recipe pretrains or finetunes, with what belongs to it."""
+        if (self.objective is None) == (self.task is None):
+            raise ValueError("give either 'objective' (pretraining) or 'task' (finetuning)")
+        if self.task is None and (self.init is not None or not self.init_weights):
+            raise ValueError("init belongs to finetuning; pretraining starts from random weights, or with --resume")
+        if self.task is not None and "mask" in self.model_fields_set and self.mask != MaskConfig():
+            raise ValueError("mask belongs to pretraining: a task hides nothing; take it out")
+        if self.task is not None and self.init is None:
+            raise ValueError("init: say what finetuning starts from: scratch, or a run or checkpoint folder")
+
     def num_params(self) -> int:
-        """Parameters of the encoder and the heads, those of all experts counted."""
+        """Parameters of the encoder and, in pretraining, the heads; those of all experts counted."""
         return self.model.num_params(*self._table_sizes)
 
     def num_active_params(self) -> int:
@@ -89,5 +111,6 @@ class Recipe(Config):
         return self.model.flops(image_tokens, max(longest, padded))
 
     @property
-    def _table_sizes(self) -> tuple[int, int]:
-        return self.tokenizers.text.vocab_size, self.tokenizers.visual.codebook_size
+    def _table_sizes(self) -> tuple[int, int | None]:
+        codes = None if self.task else self.tokenizers.visual.codebook_size
+        return self.tokenizers.text.vocab_size, codes

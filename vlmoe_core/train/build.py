@@ -1,6 +1,8 @@
 """From a recipe to the things that a run is made of."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -8,12 +10,15 @@ from torch import nn
 from vlmoe_core.config import plugin_module
 from vlmoe_core.data.config import STREAMS, SplitConfig, StreamName
 from vlmoe_core.data.loader import MicroBatches
-from vlmoe_core.data.prepare import build_preparer
-from vlmoe_core.data.stream import open_streams
+from vlmoe_core.data.prepare import NothingHidden, Preparer, build_preparer
+from vlmoe_core.data.stream import WholeStream, open_streams
 from vlmoe_core.model.block import Block
 from vlmoe_core.model.encoder import Encoder
+from vlmoe_core.moe.layer import SparseFFN
 from vlmoe_core.objectives.masking import Masking
 from vlmoe_core.recipe.config import Recipe
+from vlmoe_core.tasks.labels import NO_LABELS, Labels
+from vlmoe_core.tasks.task import Task, open_task
 from vlmoe_core.tokenizers.visual import VisualTokenizer
 from vlmoe_core.train.fitting import Tokenizers
 
@@ -21,19 +26,34 @@ HELD_OUT_SEED = 0
 VARIANTS_OF_A_BLOCK = 32
 
 
-def build_objective(recipe: Recipe, visual: VisualTokenizer | None) -> nn.Module:
+def build_objective(recipe: Recipe, visual: VisualTokenizer | None, labels: Labels = NO_LABELS) -> nn.Module:
     """The objective with freshly initialised weights, drawn from the recipe's seed.
 
     Args:
         recipe: the run.
-        visual: the visual tokenizer; null where no image ever comes, or where only shapes matter.
+        visual: the visual tokenizer; null in a task, where no image ever comes, or where only shapes matter.
+        labels: what the head of a task chooses from.
     """
     torch.manual_seed(recipe.seed)
     words, codes = recipe.tokenizers.text.vocab_size, recipe.tokenizers.visual.codebook_size
     encoder = Encoder(recipe.model, words, recompute=recipe.train.activation_checkpointing)
-    module = plugin_module("vlmoe_core.objectives.kinds", recipe.objective.name)
-    objective: nn.Module = module.build(recipe.objective, encoder, words, codes, visual)
+    if recipe.task is not None:
+        objective = open_task(recipe.task).build(encoder, labels)
+    else:
+        assert recipe.objective is not None, "a recipe pretrains or finetunes"
+        module = plugin_module("vlmoe_core.objectives.kinds", recipe.objective.name)
+        objective = module.build(recipe.objective, encoder, words, codes, visual)
+    _freeze(encoder, recipe.train.freeze)
     return objective
+
+
+def _freeze(encoder: Encoder, parts: Sequence[str]) -> None:
+    """Leave parts of the sparse layers as they are."""
+    for layer in encoder.modules():
+        if isinstance(layer, SparseFFN):
+            named: dict[str, nn.Module] = {"routers": layer.router, "experts": layer.experts}
+            for part in parts:
+                named[part].requires_grad_(False)
 
 
 def compile_blocks(objective: nn.Module) -> None:
@@ -56,6 +76,8 @@ def build_dataset(recipe: Recipe, split: SplitConfig, tokenizers: Tokenizers, tr
     Raises:
         DataError: a source is missing or empty.
     """
+    if recipe.task is not None:
+        return _task_dataset(recipe, open_task(recipe.task), split, tokenizers, training)
     masking = Masking.of(recipe.mask, recipe.model.grid, tokenizers.text)
     return MicroBatches(
         streams=open_streams(recipe.data, split, recipe.seed if training else HELD_OUT_SEED, tokenizers.text),
@@ -64,6 +86,47 @@ def build_dataset(recipe: Recipe, split: SplitConfig, tokenizers: Tokenizers, tr
         image_size=recipe.model.image_size,
         num_patches=recipe.model.num_patches,
         limit=None if training else recipe.train.eval_examples,
+    )
+
+
+def _task_dataset(
+    recipe: Recipe, task: Task, split: SplitConfig, tokenizers: Tokenizers, training: bool
+) -> MicroBatches:
+    """The micro-batches of a task's one stream."""
+    return MicroBatches(
+        streams=open_streams(recipe.data, split, recipe.seed if training else HELD_OUT_SEED, tokenizers.text),
+        sizes=micro_sizes(recipe, split),
+        preparer=task_preparer(recipe, task, tokenizers, training),
+        image_size=recipe.model.image_size,
+        num_patches=recipe.model.num_patches,
+        limit=None if training else recipe.train.eval_examples,
+        names=(task.stream,),
+        recorded=not training,
+    )
+
+
+def whole_dataset(recipe: Recipe, split: SplitConfig, tokenizers: Tokenizers, limit: int | None) -> MicroBatches:
+    """Every example of a split once, to score a task on; at most `limit` of them, in the held-out order."""
+    assert recipe.task is not None
+    task = open_task(recipe.task)
+    streams = open_streams(recipe.data, split, HELD_OUT_SEED, tokenizers.text)
+    whole = {name: WholeStream(name, stream.sources) for name, stream in streams.items()}
+    return replace(
+        _task_dataset(recipe, task, split, tokenizers, training=False),
+        streams=whole if limit is None else streams,
+        limit=limit or max(stream.epoch for stream in whole.values()),
+    )
+
+
+def task_preparer(recipe: Recipe, task: Task, tokenizers: Tokenizers, training: bool) -> Preparer:
+    """Makes samples of a task's examples: nothing is hidden, and what must be predicted is told."""
+    return build_preparer(
+        recipe.data,
+        recipe.model.image_size,
+        tokenizers.text,
+        NothingHidden(recipe.model.num_patches),
+        training,
+        partial(task.target, labels=tokenizers.labels, training=training),
     )
 
 

@@ -79,6 +79,11 @@ class OptimConfig(Config):
     """Steps of linear warm-up from 0."""
     clip_norm: float | None = Field(1.0, gt=0)
     """Largest global norm of the gradient; null: no clipping."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Layer-wise decay: the rate of block l of L (1-based) is multiplied by this to the power L + 1 - l, that of the
+    embeddings by the power L + 1 (BEiT; 1: the same rate everywhere)."""
+    head_lr: float = Field(1.0, gt=0)
+    """Factor on the rate of the heads (VQA of BEiT-3 and VLMo: 20)."""
 
     @model_validator(mode="after")
     def _falls(self) -> Self:
@@ -94,6 +99,8 @@ class TrainConfig(Config):
     """Optimiser steps."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the forward and backward pass; weights and moments are float32. fp16 needs a GPU."""
+    freeze: tuple[Literal["routers", "experts"], ...] = ()
+    """Parts of the sparse layers that keep their values."""
     activation_checkpointing: bool = False
     """Recompute each block's activations in the backward pass instead of keeping them."""
     compile: bool = False

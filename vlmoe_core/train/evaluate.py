@@ -1,22 +1,48 @@
 """Held-out loss: always the same examples with the same masks, evaluation capacity, no noise."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vlmoe_core.data.example import Record
 from vlmoe_core.data.loader import MicroBatch
 from vlmoe_core.data.order import derive_key
+from vlmoe_core.tasks.labels import Labels
+from vlmoe_core.tasks.task import Task
 from vlmoe_core.train.health import RouterHealth
-from vlmoe_core.train.parallel import all_sum, wide_dtype
+from vlmoe_core.train.parallel import all_sum, gather_objects, wide_dtype
 
 HELD_OUT_DRAWS = 1
 """Seed of what is drawn in evaluation."""
 
 
+class Answers:
+    """What a model answers to the examples of a task, and what is true of them."""
+
+    def __init__(self, task: Task, labels: Labels) -> None:
+        self.task, self.labels = task, labels
+        self.found: list[tuple[Record, Any]] = []
+
+    def add(self, records: Sequence[Record], outputs_XF: Tensor) -> None:
+        """The outputs for the examples of one micro-batch."""
+        self.found += zip(records, self.task.read(outputs_XF, self.labels), strict=True)
+
+    def gather(self) -> tuple[list[Record], list[Any]]:
+        """Records and answers of all ranks, in the order of their positions; every rank calls it."""
+        found = [one for part in gather_objects(self.found) for one in part]
+        found.sort(key=lambda one: one[0].position)
+        return [record for record, _ in found], [answer for _, answer in found]
+
+
 @torch.no_grad()
 def evaluate(
-    objective: nn.Module, micros: Iterable[MicroBatch], device: torch.device, health: RouterHealth
+    objective: nn.Module,
+    micros: Iterable[MicroBatch],
+    device: torch.device,
+    health: RouterHealth,
+    answers: Answers | None = None,
 ) -> dict[str, float]:
     """Mean of every part over the held-out examples of all ranks, their weighted sum, and the routers' health.
 
@@ -25,6 +51,7 @@ def evaluate(
         micros: this rank's micro-batches; at least one on every rank, which may be empty.
         device: where to compute.
         health: collects the plans.
+        answers: collects what a task's head says.
 
     Routers that draw (random, `priority: random`) draw the same for a micro-batch each time.
     """
@@ -39,6 +66,8 @@ def evaluate(
             term = torch.stack([total, torch.full_like(total, part.count)])
             sums[name], weights[name] = sums.get(name, 0) + term, part.weight
         health.add(loss.routed)
+        if answers is not None and loss.outputs is not None:
+            answers.add(micro.records, loss.outputs)
     totals = all_sum(torch.stack(list(sums.values()))).tolist()
     means = {f"loss/{name}": s / n for name, (s, n) in zip(sums, totals, strict=True) if n}
     total = sum(weights[name.removeprefix("loss/")] * mean for name, mean in means.items())

@@ -1,4 +1,4 @@
-"""Both tokenizers of a run: loaded, or fitted on the run's own data by rank 0 and then read by all."""
+"""The tokenizers of a run and the labels of its task: loaded, or made from its own data by rank 0, then read by all."""
 
 import shutil
 from collections.abc import Iterable, Iterator
@@ -10,30 +10,47 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmoe_core.checkpoint.files import rename, sync_tree
+from vlmoe_core.data.check import describe_source
+from vlmoe_core.data.config import SplitConfig
+from vlmoe_core.data.example import Example, LabelledSource
 from vlmoe_core.data.images import ImageTransform
 from vlmoe_core.data.prepare import read_pixels
 from vlmoe_core.data.stream import Stream, open_streams
 from vlmoe_core.errors import DataError, TokenizerError
 from vlmoe_core.recipe.config import Recipe
+from vlmoe_core.tasks.labels import NO_LABELS, Labels, load_labels
+from vlmoe_core.tasks.task import open_task
 from vlmoe_core.tokenizers.codebook import fit_codebook
 from vlmoe_core.tokenizers.text import TextTokenizer, fit_wordpiece, load_text_tokenizer, wordless_tokenizer
 from vlmoe_core.tokenizers.visual import VisualTokenizer, load_visual_tokenizer
 from vlmoe_core.train.parallel import on_main
 from vlmoe_core.train.reporter import Reporter
 
+MOST_SHOWN = 8
+
 
 @dataclass(frozen=True)
 class Tokenizers:
-    """Both tokenizers of a run."""
+    """What turns words, patches and labels of a run into numbers."""
 
     text: TextTokenizer
     """Words; only special tokens in a run without texts."""
     visual: VisualTokenizer | None
-    """Patches; null in a run without images."""
+    """Patches; null in a run without images, and in a task."""
+    labels: Labels = NO_LABELS
+    """What the head of a task chooses from."""
 
 
-def obtain_tokenizers(recipe: Recipe, folder: Path, reporter: Reporter) -> Tokenizers:
+def obtain_tokenizers(
+    recipe: Recipe, folder: Path, reporter: Reporter, given: TextTokenizer | None = None
+) -> Tokenizers:
     """The tokenizers of a run, from `folder` if they are there, else loaded or fitted by rank 0 and written into it.
+
+    Args:
+        recipe: the run.
+        folder: where they lie.
+        reporter: is told what was fitted.
+        given: the text tokenizer of the model that finetuning starts from.
 
     Raises:
         TokenizerError: one can't be loaded or fitted, or does not fit the recipe.
@@ -42,7 +59,7 @@ def obtain_tokenizers(recipe: Recipe, folder: Path, reporter: Reporter) -> Token
 
     def write_once() -> None:
         if not folder.exists():
-            _write_tokenizers(recipe, folder, reporter)
+            _write_tokenizers(recipe, folder, reporter, given)
 
     on_main(write_once)
     return read_tokenizers(recipe, folder)
@@ -51,25 +68,58 @@ def obtain_tokenizers(recipe: Recipe, folder: Path, reporter: Reporter) -> Token
 def read_tokenizers(recipe: Recipe, folder: Path) -> Tokenizers:
     """Both tokenizers as they were written. Raises TokenizerError where they don't fit the recipe."""
     visual = load_visual_tokenizer(folder / "visual") if (folder / "visual").exists() else None
-    tokenizers = Tokenizers(load_text_tokenizer(str(folder / "text")), visual)
+    tokenizers = Tokenizers(load_text_tokenizer(str(folder / "text")), visual, load_labels(folder / "labels"))
     check_fit(recipe, tokenizers)
     return tokenizers
 
 
-def _write_tokenizers(recipe: Recipe, folder: Path, reporter: Reporter) -> None:
-    """Write both beside their final place and rename, so that a folder that is there is whole."""
+def _write_tokenizers(recipe: Recipe, folder: Path, reporter: Reporter, given: TextTokenizer | None) -> None:
+    """Write all beside their final place and rename, so that a folder that is there is whole."""
     fresh = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     streams = open_streams(recipe.data, recipe.data.train, recipe.seed)
-    text = obtain_text(recipe, streams.values(), reporter)
+    text = given or obtain_text(recipe, streams.values(), reporter)
     text.save(fresh / "text")
-    visual = obtain_visual(recipe, streams.values(), reporter)
+    visual = obtain_visual(recipe, streams.values(), reporter) if recipe.task is None else None
     if visual is not None:
         visual.save(fresh / "visual")
+    labels = obtain_labels(recipe)
+    if labels.names:
+        labels.save(fresh / "labels")
+        reporter.note(f"{len(labels.names):,} labels: {_shown(labels.names)}")
     check_fit(recipe, Tokenizers(text, visual))
     sync_tree(fresh)
     rename(fresh, folder)
+
+
+def obtain_labels(recipe: Recipe) -> Labels:
+    """The labels of the recipe's task, from the records of its data; none in pretraining.
+
+    Raises DataError where a source holds none that the task can use.
+    """
+    if recipe.task is None:
+        return Labels()
+    return open_task(recipe.task).find_labels(records(recipe, recipe.data.train), records(recipe, recipe.data.eval))
+
+
+def records(recipe: Recipe, split: SplitConfig) -> Iterator[Example]:
+    """Every example of a split, in stored order, without its pictures.
+
+    Raises DataError for a source that holds captions or documents only.
+    """
+    for stream in open_streams(recipe.data, split, recipe.seed).values():
+        for config, source in zip(stream.configs, stream.sources, strict=True):
+            if not isinstance(source, LabelledSource):
+                raise DataError(
+                    f"the source {describe_source(config)} can't be finetuned on: it has no labelled examples; "
+                    "docs/DATA.md lists the sources of each task"
+                )
+            yield from source.records()
+
+
+def _shown(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:MOST_SHOWN]) + (", ..." if len(names) > MOST_SHOWN else "")
 
 
 def obtain_text(recipe: Recipe, streams: Iterable[Stream], reporter: Reporter) -> TextTokenizer:

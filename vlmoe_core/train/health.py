@@ -9,7 +9,7 @@ from torch import Tensor
 from vlmoe_core.data.config import StreamName
 from vlmoe_core.model.block import Routed
 from vlmoe_core.moe.health import chosen, health_of, tally
-from vlmoe_core.train.parallel import all_sum, wide_dtype
+from vlmoe_core.train.parallel import all_sum, gather_objects, wide_dtype
 
 
 class RouterHealth:
@@ -38,12 +38,19 @@ class RouterHealth:
         """What all ranks' tallies say; a layer that no token came to is left out. All ranks call it."""
         figures: dict[str, float] = {}
         idle: dict[str, frozenset[int]] = {}
-        for key in sorted(self.tallies):
-            counts = all_sum(self.tallies[key])
+        for key, tally_of in sorted(self._of_all_ranks().items()):
+            counts = all_sum(tally_of)
             if counts[-1] > 0:
                 figures |= {f"{key}/{name}": float(value) for name, value in health_of(counts).items()}
                 idle[key] = frozenset(torch.nonzero(chosen(counts) == 0)[:, 0].tolist())
         return HealthSummary(figures, idle)
+
+    def _of_all_ranks(self) -> dict[str, Tensor]:
+        """The tallies, with zeros for layers that ran on other ranks only: all ranks must reduce the same ones."""
+        like = next(iter(self.tallies.values()), torch.zeros(0))
+        sizes = {key: tallies.shape[0] for key, tallies in self.tallies.items()}
+        everywhere = {key: size for known in gather_objects(sizes) for key, size in known.items()}
+        return {key: self.tallies.get(key, like.new_zeros(size)) for key, size in everywhere.items()}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Optimiser, its parameter groups, and the learning rate of a step."""
 
 import math
+import re
 
 import torch
 from torch import nn
@@ -9,6 +10,10 @@ from vlmoe_core.train.config import OptimConfig
 
 NORMS = (nn.LayerNorm, nn.GroupNorm)
 UNDECAYED = ("bias", "q_bias", "v_bias", "position", "cls", "mask", "kind", "scale1", "scale2", "temperature")
+
+BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")
+FACTOR = "factor"
+"""Key of a parameter group: what the learning rate of a step is multiplied by."""
 
 
 def is_decayed(module: nn.Module, name: str) -> bool:
@@ -30,13 +35,31 @@ def parameter_roles(model: nn.Module) -> dict[str, bool]:
     }
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with one group that decays and one that does not."""
-    roles = parameter_roles(model)
+def rate_factor(name: str, layers: int, config: OptimConfig) -> float:
+    """The factor on a parameter's learning rate, by its full name: layer-wise decay (BEiT), or that of the heads."""
+    if not name.startswith("encoder."):
+        return config.head_lr
+    if name.startswith("encoder.embeddings."):
+        return config.layer_decay ** (layers + 1)
+    block = BLOCK.match(name)
+    return config.layer_decay ** (layers - int(block[1])) if block else 1.0
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig, layers: int) -> torch.optim.AdamW:
+    """AdamW with a group for each weight decay (some or none) and each factor on the learning rate.
+
+    Args:
+        model: the objective.
+        config: rates.
+        layers: blocks of its encoder.
+    """
     parameters = dict(model.named_parameters())
+    members: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, decays in parameter_roles(model).items():
+        members.setdefault((decays, rate_factor(name, layers, config)), []).append(parameters[name])
     groups = [
-        {"params": [parameters[n] for n, decays in roles.items() if decays], "weight_decay": config.weight_decay},
-        {"params": [parameters[n] for n, decays in roles.items() if not decays], "weight_decay": 0.0},
+        {"params": found, "weight_decay": config.weight_decay if decays else 0.0, FACTOR: factor}
+        for (decays, factor), found in sorted(members.items(), key=lambda item: (not item[0][0], -item[0][1]))
     ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 

@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,7 @@ from vlmoe_core.errors import DataError, RecipeError, TrainError, VlmoeError
 from vlmoe_core.moe.experts import Experts
 from vlmoe_core.train.config import TrainConfig
 
+T = TypeVar("T")
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 LOW_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -39,7 +41,7 @@ def build_accelerator(config: TrainConfig, num_micro: int, project_dir: str) -> 
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     accelerator = Accelerator(
-        cpu=_meets_on_cpu(),
+        cpu=meets_on_cpu(),
         mixed_precision=PRECISIONS[config.precision],
         log_with=list(config.trackers) or None,
         project_dir=project_dir,
@@ -65,7 +67,7 @@ def started_processes(variable: str = "WORLD_SIZE") -> int:
     return int(os.environ.get(variable, "1"))
 
 
-def _meets_on_cpu() -> bool:
+def meets_on_cpu() -> bool:
     """Whether Accelerate must be told to use the CPU.
 
     Without that it finds no backend for several processes on a machine without a GPU, or on Apple's, and each of them
@@ -117,13 +119,18 @@ def wide_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def gather_objects(value: T) -> list[T]:
+    """What each rank has, on every rank."""
+    if not several_ranks():
+        return [value]
+    values: list[T | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]
+
+
 def gather_messages(message: str | None) -> Sequence[str]:
     """The messages of all ranks that have one."""
-    if not several_ranks():
-        return [message] if message else []
-    messages: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(messages, message)
-    return [m for m in messages if m]
+    return [m for m in gather_objects(message) if m]
 
 
 def refuse_broken(broken: Sequence[str]) -> None:

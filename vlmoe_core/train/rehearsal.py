@@ -13,6 +13,7 @@ from vlmoe_core.data.config import StreamName
 from vlmoe_core.errors import TrainError
 from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.recipe.config import Recipe
+from vlmoe_core.tasks.labels import NO_LABELS, Labels
 from vlmoe_core.tokenizers.visual import VisualTokenizer
 from vlmoe_core.train.build import build_objective
 from vlmoe_core.train.optim import build_optimizer
@@ -34,10 +35,10 @@ class Parameters:
     """Those that a token of each modality uses; see `ModelConfig.num_active_params`."""
 
 
-def count_parameters(recipe: Recipe) -> Parameters:
+def count_parameters(recipe: Recipe, labels: Labels = NO_LABELS) -> Parameters:
     """The parameters of the recipe's model, built on the meta device: no memory, no arithmetic."""
     with torch.device("meta"):
-        objective = build_objective(recipe, None)
+        objective = build_objective(recipe, None, labels)
     return Parameters(sum(parameter.numel() for parameter in objective.parameters()), recipe.num_active_params())
 
 
@@ -55,7 +56,9 @@ def shrunken_model(config: ModelConfig) -> ModelConfig:
     return ModelConfig.model_validate(values | {"dim": dim, "hidden": min(config.hidden, 2 * dim)})
 
 
-def try_step(recipe: Recipe, visual: VisualTokenizer | None, batches: Mapping[StreamName, Batch]) -> float:
+def try_step(
+    recipe: Recipe, visual: VisualTokenizer | None, batches: Mapping[StreamName, Batch], labels: Labels = NO_LABELS
+) -> float:
     """Forward, backward, clipping and AdamW on one micro-batch, on the CPU; returns the loss before the update.
 
     Accelerate is left out: it would fix the device and precision of this process for good. fp16, which needs a GPU,
@@ -64,8 +67,8 @@ def try_step(recipe: Recipe, visual: VisualTokenizer | None, batches: Mapping[St
     Raises:
         TrainError: the loss or the gradient is not finite.
     """
-    objective = build_objective(recipe, visual)
-    optimizer = build_optimizer(objective, recipe.optim)
+    objective = build_objective(recipe, visual, labels)
+    optimizer = build_optimizer(objective, recipe.optim, recipe.model.layers)
     lowers = recipe.train.precision == "bf16"
     if lowers:
         hold_expert_copies(objective, recipe.train)

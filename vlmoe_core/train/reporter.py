@@ -18,6 +18,9 @@ class Reporter:
     def started(self, recipe: Recipe, folder: Path, step: int, parameters: int) -> None:
         """Training starts at `step`, of a model with so many parameters."""
 
+    def counted(self, batches: int) -> None:
+        """So many batches are to be scored; `advanced` tells how many are."""
+
     def stepped(self, record: Mapping[str, float | str]) -> None:
         """A line of training metrics was written."""
 

@@ -1,4 +1,4 @@
-"""A pretraining run, from its recipe to its last checkpoint."""
+"""A training run, from its recipe to its last checkpoint."""
 
 import math
 import time
@@ -16,7 +16,8 @@ from vlmoe_core.data.config import STREAMS
 from vlmoe_core.data.loader import MicroBatch
 from vlmoe_core.errors import TrainError
 from vlmoe_core.recipe.load import LoadedRecipe, dump_recipe
-from vlmoe_core.train.evaluate import evaluate, unigram_baseline
+from vlmoe_core.tasks.task import open_task
+from vlmoe_core.train.evaluate import Answers, evaluate, unigram_baseline
 from vlmoe_core.train.health import Alarm, HealthSummary, RouterHealth
 from vlmoe_core.train.interrupt import Interrupt
 from vlmoe_core.train.metrics import MetricsLog
@@ -46,7 +47,7 @@ class Outcome:
     """This is rank 0."""
 
 
-def pretrain(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) -> Outcome:
+def run_training(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) -> Outcome:
     """Run a recipe to its end, or until SIGINT or SIGTERM, which end it after the step with a checkpoint.
 
     Args:
@@ -57,12 +58,12 @@ def pretrain(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) -> O
     Raises:
         VlmoeError: see `open_session`; TrainError when a loss is not finite.
     """
-    outcome = _pretrain(loaded, options, reporter)
+    outcome = _train(loaded, options, reporter)
     end_processes()
     return outcome
 
 
-def _pretrain(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) -> Outcome:
+def _train(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) -> Outcome:
     start = time.monotonic()
     session = open_session(loaded, options, reporter)
     try:
@@ -94,6 +95,7 @@ class Trainer:
             self.recipe.data.on_error,
         )
         self.alarm = Alarm()
+        self.task = open_task(self.recipe.task) if self.recipe.task else None
 
     def fit(self, interrupt: Interrupt) -> int:
         """Train from the session's step to the last. Returns the number of broken examples that it met."""
@@ -162,16 +164,23 @@ class Trainer:
         device = session.accelerator.device
         broken: list[str] = []
         health = RouterHealth()
-        record = evaluate(session.objective, _noting(session.eval_micros(), broken), device, health)
+        answers = Answers(self.task, session.tokenizers.labels) if self.task else None
+        record = evaluate(session.objective, _noting(session.eval_micros(), broken), device, health, answers)
         if with_baseline:
             self._tell_capacity(health, "evaluation")
+        if with_baseline and self.task is None:
             train = _noting(session.baseline_micros(), broken)
             record |= unigram_baseline(session.objective, train, session.eval_micros(), device)
         if self.recipe.data.on_error == "raise":
             refuse_broken(broken)
         _check_finite(record, session.state.step)
+        score = record["loss/total"]
+        if answers is not None:
+            metrics = answers.task.score(*answers.gather()).percents()
+            record |= {f"metric/{name}": value for name, value in metrics.items()}
+            score = -metrics[answers.task.best]
         self._write("eval", record)
-        score, best = record["loss/total"], session.state.best_score
+        best = session.state.best_score
         if best is not None and score >= best:
             return False
         session.state = replace(session.state, best_score=score, best_step=session.state.step)

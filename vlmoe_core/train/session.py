@@ -16,12 +16,14 @@ from vlmoe_core.checkpoint.read import Checkpoint, read_checkpoint, read_latest
 from vlmoe_core.checkpoint.restore import load_model_state, load_named_optimizer_state
 from vlmoe_core.checkpoint.state import RunState
 from vlmoe_core.data.loader import MicroBatch, MicroBatches, load_all
-from vlmoe_core.errors import UsageError
+from vlmoe_core.errors import RecipeError, UsageError
 from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.recipe.load import LoadedRecipe, dump_recipe
+from vlmoe_core.tasks.task import open_task
 from vlmoe_core.train.build import build_dataset, build_objective, compile_blocks
-from vlmoe_core.train.fitting import obtain_tokenizers
+from vlmoe_core.train.fitting import Tokenizers, obtain_tokenizers
 from vlmoe_core.train.folder import RunFolder, check_same_recipe, start_folder, write_environment
+from vlmoe_core.train.init import open_start, start_from
 from vlmoe_core.train.optim import build_optimizer
 from vlmoe_core.train.parallel import (
     build_accelerator,
@@ -55,6 +57,7 @@ class Session:
     recipe: Recipe
     name: str
     folder: RunFolder
+    tokenizers: Tokenizers
     accelerator: Accelerator
     objective: nn.Module
     """The objective as it was built."""
@@ -100,13 +103,19 @@ def open_session(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) 
     recipe = loaded.recipe
     path, checkpoint = _where(loaded, options)
     accelerator = build_accelerator(recipe.train, recipe.batch.num_micro, str(path))
+    _refuse_accumulation(recipe, accelerator.num_processes)
     on_main(lambda: _prepare_folder(path, recipe, options, checkpoint))
     folder = RunFolder(path)
-    tokenizers = obtain_tokenizers(recipe, folder.tokenizers, reporter)
-    objective = build_objective(recipe, tokenizers.visual)
+    start = open_start(recipe.init) if checkpoint is None else None
+    given = start.text_tokenizer if start else None
+    tokenizers = obtain_tokenizers(recipe, folder.tokenizers, reporter, given)
+    objective = build_objective(recipe, tokenizers.visual, tokenizers.labels)
+    if start is not None and recipe.init_weights:
+        for note in start_from(objective, start, recipe, tokenizers.labels):
+            reporter.note(note)
     if recipe.train.compile:
         compile_blocks(objective)
-    optimizer = build_optimizer(objective, recipe.optim)
+    optimizer = build_optimizer(objective, recipe.optim, recipe.model.layers)
     if checkpoint is not None:
         load_model_state(objective, checkpoint.model)
         load_named_optimizer_state(optimizer, objective.named_parameters(), checkpoint.optimizer)
@@ -119,7 +128,19 @@ def open_session(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) 
         accelerator.scaler.load_state_dict(dict(state.scaler))
     train_data = build_dataset(recipe, recipe.data.train, tokenizers, training=True)
     eval_data = build_dataset(recipe, recipe.data.eval, tokenizers, training=False)
-    return Session(recipe, loaded.name, folder, accelerator, objective, model, prepared, train_data, eval_data, state)
+    return Session(
+        recipe, loaded.name, folder, tokenizers, accelerator, objective, model, prepared, train_data, eval_data, state
+    )
+
+
+def _refuse_accumulation(recipe: Recipe, ranks: int) -> None:
+    """Raises RecipeError where examples of a step are compared with each other, but not computed at the same time."""
+    if recipe.task is None or not open_task(recipe.task).needs_whole_batch or recipe.batch.num_micro == ranks:
+        return
+    raise RecipeError(
+        f"task {recipe.task.name} compares all examples of a step, which {recipe.batch.num_micro} micro-batches on "
+        f"{ranks} processes would cut into parts; set batch.micro so that size / micro is {ranks}"
+    )
 
 
 def _where(loaded: LoadedRecipe, options: RunOptions) -> tuple[Path, Checkpoint | None]:

@@ -17,7 +17,7 @@ from vlmoe_core.objectives.loss import Loss
 from vlmoe_core.train.bias import RouterBiases
 from vlmoe_core.train.config import OptimConfig
 from vlmoe_core.train.health import RouterHealth
-from vlmoe_core.train.optim import learning_rate
+from vlmoe_core.train.optim import FACTOR, learning_rate
 from vlmoe_core.train.parallel import all_sum, gather_messages, refresh_expert_copies, refuse_broken, wide_dtype
 
 
@@ -123,7 +123,7 @@ class Stepper:
     def _set_learning_rate(self, step: int) -> float:
         lr = learning_rate(step, self.steps, self.config)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group[FACTOR]
         return lr
 
     def _backward(

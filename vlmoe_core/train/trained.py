@@ -1,5 +1,6 @@
 """A trained model, read back from its run alone: recipe, tokenizers and weights lie in its checkpoint."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,29 +46,54 @@ def load_trained(path: Path) -> Trained:
     checkpoint = read_checkpoint(resolve(path))
     recipe = load_recipe(str(checkpoint.path / "recipe.yaml")).recipe
     tokenizers = read_tokenizers(recipe, checkpoint.tokenizers)
-    objective = build_objective(recipe, tokenizers.visual)
+    objective = build_objective(recipe, tokenizers.visual, tokenizers.labels)
     load_model_state(objective, checkpoint.model)
     return Trained(checkpoint.path, checkpoint.state.step, recipe, tokenizers, objective.eval())
 
 
-def newest_run(stream: StreamName, runs: Path = RUNS) -> Path:
-    """The run under `runs` that finished last and was trained on a stream.
+def load_finetuned(path: Path, task: str) -> Trained:
+    """The same of a model that was finetuned on a task. Raises UsageError for any other."""
+    trained = load_trained(path)
+    found = trained.recipe.task
+    if found is None or found.name != task:
+        was = "pretrained, not finetuned" if found is None else f"finetuned on {found.name}"
+        raise UsageError(f"{path} was {was}; to use it on {task}: vlmoe finetune RECIPE --model {path}")
+    return trained
+
+
+def newest_pretrained(stream: StreamName, runs: Path = RUNS) -> Path:
+    """The run under `runs` that finished last and was pretrained on a stream.
 
     Raises:
         UsageError: there is none; names the command that makes one.
     """
-    found = {run: RunFolder(run).metrics.stat().st_mtime for run in runs.glob("*") if _fits(RunFolder(run), stream)}
+    return _newest(
+        runs,
+        lambda recipe: recipe.task is None and recipe.batch.size.of(stream) > 0,
+        f"was pretrained on the {stream} stream; make one with 'vlmoe pretrain quickstart/pretrain'",
+    )
+
+
+def newest_finetuned(task: str, runs: Path = RUNS) -> Path:
+    """The run under `runs` that finished last and was finetuned on a task; errors likewise."""
+    return _newest(
+        runs,
+        lambda recipe: recipe.task is not None and recipe.task.name == task,
+        f"was finetuned on {task}; make one with 'vlmoe finetune quickstart/{task}'",
+    )
+
+
+def _newest(runs: Path, fits: Callable[[Recipe], bool], wanted: str) -> Path:
+    folders = [RunFolder(run) for pattern in ("*", "*/seed-*") for run in runs.glob(pattern)]
+    found = {folder.path: folder.metrics.stat().st_mtime for folder in folders if _finished(folder, fits)}
     if not found:
-        raise UsageError(
-            f"no finished run under {runs}/ was trained on the {stream} stream; make one with "
-            "'vlmoe pretrain quickstart/pretrain' or give --model"
-        )
+        raise UsageError(f"no finished run under {runs}/ {wanted}, or give --model")
     return max(found, key=lambda run: found[run])
 
 
-def _fits(folder: RunFolder, stream: StreamName) -> bool:
+def _finished(folder: RunFolder, fits: Callable[[Recipe], bool]) -> bool:
     checkpoint = latest_checkpoint(folder.path) if folder.holds_run else None
     if checkpoint is None:
         return False
     recipe = load_recipe(str(folder.recipe)).recipe
-    return step_of(checkpoint) == recipe.train.steps and recipe.batch.size.of(stream) > 0
+    return step_of(checkpoint) == recipe.train.steps and fits(recipe)

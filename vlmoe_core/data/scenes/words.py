@@ -93,3 +93,10 @@ def noun_phrase(kind: Kind, dice: Dice, many: bool = False) -> str:
         adjectives.append(dice.mostly(COLOUR_WORDS[kind.colour], 0.8))
     noun = dice.mostly(COMMON["thing"] if kind.shape is None else SHAPE_WORDS[kind.shape])
     return " ".join([*adjectives, plural(noun) if many else noun])
+
+
+def plain_phrase(kind: Kind, many: bool = False) -> str:
+    """The same always in the commonest words, those that answers use: `large red circle`, `red shapes`."""
+    noun = "shape" if kind.shape is None else kind.shape
+    adjectives = [word for word in (kind.size, kind.colour) if word is not None]
+    return " ".join([*adjectives, plural(noun) if many else noun])

@@ -4,7 +4,7 @@ Lengths are whole numbers in units of 1/1024 of the picture's side, x to the rig
 same at every image size and on every machine.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -42,6 +42,10 @@ HELD_OUT = frozenset(
     }
 )
 """Colour-shape pairs that no training scene and no training text holds: every colour and every shape once."""
+PAIRS = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
+"""All (colour, shape)."""
+SEEN_PAIRS = tuple(pair for pair in PAIRS if pair not in HELD_OUT)
+"""Those that training may show."""
 
 EXTENTS: Mapping[str, tuple[int, int, int, int]] = {
     "circle": (-920, -920, 920, 920),
@@ -189,17 +193,16 @@ def sample_scene(dice: Dice, combinations: Combinations) -> Scene:
     ground = Ground(dice.choice(TEXTURES), dice.choice(TONES), dice.below(2**16))
     while True:
         sizes = [same_size if same_size and len(looks) <= 4 else dice.choice(SIZES) for _ in looks]
-        placed = _place(dice, [(look, size) for look, size in zip(looks, sizes, strict=True)])
+        placed = place_objects(dice, [(look, size) for look, size in zip(looks, sizes, strict=True)])
         if placed is not None:
             return Scene(tuple(placed), ground)
 
 
 def _looks(dice: Dice, count: int, combinations: Combinations) -> list[tuple[str, str]]:
     """(colour, shape) of each object. Now and then they share one, so that `two circles` or `all red` come true."""
-    pairs = [(c, s) for c in COLOURS for s in SHAPES if combinations != "seen" or (c, s) not in HELD_OUT]
-    first = dice.choice(sorted(HELD_OUT) if combinations == "heldout" else pairs)
+    pairs: Sequence[tuple[str, str]] = SEEN_PAIRS if combinations == "seen" else PAIRS
+    looks = [dice.choice(sorted(HELD_OUT) if combinations == "heldout" else pairs)]
     theme = dice.choice(("colour", "shape", "none", "none", "none", "none", "none"))
-    looks = [first]
     while len(looks) < count:
         fitting = pairs
         if theme == "colour" or dice.chance(0.15):
@@ -210,24 +213,31 @@ def _looks(dice: Dice, count: int, combinations: Combinations) -> list[tuple[str
     return looks
 
 
-def _place(dice: Dice, things: Iterable[tuple[tuple[str, str], str]]) -> list[SceneObject] | None:
-    """Centres for all things, the largest first and so at the bottom; None if one finds no place."""
+def place_objects(dice: Dice, things: Iterable[tuple[tuple[str, str], str]]) -> list[SceneObject] | None:
+    """Objects of these ((colour, shape), size), the largest first and so at the bottom; None if one finds no place."""
     placed: list[SceneObject] = []
+    discs: list[tuple[int, int, int]] = []
     for (colour, shape), size in sorted(things, key=lambda thing: -RADII[thing[1]]):
-        margin = RADII[size] + 8
-        for _ in range(20):
-            centre = (dice.between(margin, SIDE - margin), dice.between(margin, SIDE - margin))
-            new = SceneObject(shape, colour, size, centre)
-            if all(_apart(new, other) for other in placed):
-                placed.append(new)
-                break
-        else:
+        centre = _free_centre(dice, RADII[size], discs)
+        if centre is None:
             return None
+        discs.append((*centre, RADII[size]))
+        placed.append(SceneObject(shape, colour, size, centre))
     return placed
 
 
-def _apart(a: SceneObject, b: SceneObject) -> bool:
-    """True if the circles around both sink into each other by no more than a quarter of the smaller radius."""
-    dx, dy = a.centre[0] - b.centre[0], a.centre[1] - b.centre[1]
-    reach = a.radius + b.radius - min(a.radius, b.radius) // 4
-    return dx * dx + dy * dy >= reach * reach
+def _free_centre(dice: Dice, radius: int, discs: Iterable[tuple[int, int, int]]) -> tuple[int, int] | None:
+    """Where a disc sinks into none of the others (x, y, no smaller radius) by more than a quarter of its radius.
+
+    None after 20 tries.
+    """
+    margin = radius + 8
+    for _ in range(20):
+        x, y = dice.between(margin, SIDE - margin), dice.between(margin, SIDE - margin)
+        for other_x, other_y, other_radius in discs:
+            reach = radius + other_radius - radius // 4
+            if (x - other_x) ** 2 + (y - other_y) ** 2 < reach * reach:
+                break
+        else:
+            return x, y
+    return None

@@ -5,6 +5,7 @@ too: the image stream has it once.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from vlmoe_core.data.files import (
     lines,
     parse_object,
     read_file,
+    sound_examples,
     text_values,
     usable_texts,
 )
@@ -61,19 +63,11 @@ class JsonlSource:
 
     def __getitem__(self, index: int) -> Example:
         """The example of that number; DataError, with file and line, if it is broken."""
-        record, nth = self._numbering.locate(index)
-        where = self._where(record)
-        fields = self._fields(record, where)
-        image = text = None
-        if self._stream != "image":
-            text = checked_text(
-                text_values(fields, self._config.text_field, where)[nth], self._config.text_field, where
-            )
+        example, fields = self._described(index)
         if self._stream == "text":
-            return Example(where, text=text)
-        image = self._picture(fields, self._index.path(record), where)
-        image_id = self._index.first_of_file(record) + int(self._index.columns["picture"][record])
-        return Example(where, image, text, image_id)
+            return example
+        record, _ = self._numbering.locate(index)
+        return replace(example, image=self._picture(fields, self._index.path(record), example.name))
 
     def texts(self) -> Iterator[str]:
         """Every caption, in stored order; broken ones are left out."""
@@ -84,6 +78,25 @@ class JsonlSource:
             except DataError:
                 continue
             yield from usable_texts(values)
+
+    def records(self) -> Iterator[Example]:
+        """Every example once, without its picture; broken ones are left out."""
+        return sound_examples(lambda index: self._described(index)[0], len(self))
+
+    def _described(self, index: int) -> tuple[Example, Mapping[str, Any]]:
+        """The example of that number, less its picture, and the fields of its line."""
+        record, nth = self._numbering.locate(index)
+        where = self._where(record)
+        fields = self._fields(record, where)
+        text = None
+        if self._stream != "image":
+            text = checked_text(
+                text_values(fields, self._config.text_field, where)[nth], self._config.text_field, where
+            )
+        if self._stream == "text":
+            return Example(where, text=text), fields
+        image_id = self._index.first_of_file(record) + int(self._index.columns["picture"][record])
+        return Example(where, text=text, image_id=image_id), fields
 
     def _where(self, record: int) -> str:
         return f"{label(self._index.path(record), self._root)}:{self._index.columns['line'][record]}"

@@ -1,22 +1,26 @@
 """The built-in world: pictures of coloured shapes, captions that are true of them, and short texts. Needs no file.
 
-The scene of number `index` depends on (split, seed, index) and `combinations` alone, and `image` and `pair` show the
-same scenes. Documents have a numbering of their own.
+The scene of number `index` depends on (split, seed, index) and `combinations` alone; `image`, `pair` and the questions
+and statements of tasks show the same scenes. Documents, pictures with a class and pairs of sentences have numberings
+of their own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from vlmoe_core.data.config import SourceConfig
+from vlmoe_core.data.config import SourceConfig, StreamName
 from vlmoe_core.data.example import Example, SourceContext, TextEncoder
+from vlmoe_core.data.scenes import drafts
 from vlmoe_core.data.scenes.dice import Dice
 from vlmoe_core.data.scenes.documents import make_document
+from vlmoe_core.data.scenes.drafts import Drafter, Task, World
 from vlmoe_core.data.scenes.draw import draw
-from vlmoe_core.data.scenes.facts import Caption, statement_facts
-from vlmoe_core.data.scenes.language import make_caption
-from vlmoe_core.data.scenes.world import Combinations, Scene, Split, make_scene
+from vlmoe_core.data.scenes.world import Combinations, Split
+from vlmoe_core.errors import DataError
 
 
 class Config(SourceConfig):
@@ -24,8 +28,11 @@ class Config(SourceConfig):
 
     source: Literal["scenes"] = "scenes"
     """Always `scenes`."""
+    task: Task | None = None
+    """vqa: questions with answers (stream pair); nlvr2: two pictures and a statement (pair); classification: pictures
+    with a class (image); nli: premises and hypotheses (text); null: pictures, captions and documents."""
     size: int = Field(20_000, ge=1)
-    """Number of scenes (image, pair) or of documents (text)."""
+    """Number of scenes (image, pair), of documents or pairs of sentences (text), of pairs of pictures (nlvr2)."""
     seed: int = Field(0, ge=0)
     """Another seed gives another world of as many scenes."""
     split: Split = "train"
@@ -34,6 +41,8 @@ class Config(SourceConfig):
     """seen: no held-out pair of colour and shape; heldout: at least one a picture; all: either. train: seen only."""
     captions_per_image: int = Field(1, ge=1)
     """Captions of each picture: so many examples of the pair stream, one of the image stream."""
+    questions_per_image: int = Field(2, ge=1)
+    """Questions about each picture, when `task: vqa`."""
     image_size: int = Field(64, ge=16)
     """Width and height in pixels; the scene is the same at every size."""
 
@@ -46,109 +55,113 @@ class Config(SourceConfig):
             )
         return self
 
-
-class ImageScenes:
-    """One example a scene: its picture and its facts."""
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self.blocks = (config.size,)
-
-    def __len__(self) -> int:
-        return self._config.size
-
-    def __getitem__(self, index: int) -> Example:
-        """The picture of that scene."""
-        scene = scene_of(self._config, index)
-        picture = draw(scene, self._config.image_size)
-        return Example(_name(self._config, index), picture, image_id=index, facts={"scene": scene.as_facts()})
-
-    def texts(self) -> Iterator[str]:
-        """None."""
-        return iter(())
+    @model_validator(mode="after")
+    def _pairs_of_pictures_come_in_twos(self) -> "Config":
+        if self.task == "nlvr2" and self.size % drafts.PAIRS_A_SET:
+            raise ValueError(f"size: {self.size} is odd; the pairs of pictures of nlvr2 come in twos: use an even size")
+        return self
 
 
-class PairScenes:
-    """One example a caption: its scene's picture, the caption, and the facts of both."""
+class SceneSource:
+    """Examples that are made on demand: `each` of every numbered thing, side by side."""
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, config: Config, drafter: Drafter, things: int, each: int) -> None:
+        self._world = World(config.split, config.seed, config.combinations)
+        self._image_size = config.image_size
+        self._drafter = drafter
+        self._things = things
+        self._each = each
         self.blocks = (len(self),)
 
     def __len__(self) -> int:
-        return self._config.size * self._config.captions_per_image
+        return self._things * self._each
 
     def __getitem__(self, index: int) -> Example:
-        """The caption of that number; those of one picture stand together."""
-        number, which = divmod(index, self._config.captions_per_image)
-        scene = scene_of(self._config, number)
-        caption = caption_of(self._config, scene, number, which)
-        picture = draw(scene, self._config.image_size)
-        facts = {"scene": scene.as_facts(), "meaning": statement_facts(caption.meaning)}
-        return Example(f"{_name(self._config, number)}#{which}", picture, caption.text, number, facts)
+        """The example of that number, with its pictures; IndexError outside of 0..length-1."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        number, which = divmod(index, self._each)
+        draft = next(islice(self._drafter(self._world, number, self._each), which, None))
+        if not draft.scenes:
+            return draft.example
+        first, *others = (draw(scene, self._image_size) for scene in draft.scenes)
+        return replace(draft.example, image=first, more_images=tuple(others))
+
+    def records(self) -> Iterator[Example]:
+        """Every example once, in order; draws no picture."""
+        for number in range(self._things):
+            for draft in self._drafter(self._world, number, self._each):
+                yield draft.example
 
     def texts(self) -> Iterator[str]:
-        """All captions; draws no picture."""
-        for number in range(self._config.size):
-            scene = scene_of(self._config, number)
-            for which in range(self._config.captions_per_image):
-                yield caption_of(self._config, scene, number, which).text
+        """All captions, questions and sentences; draws no picture."""
+        for record in self.records():
+            yield from (text for text in (record.text, record.second_text) if text is not None)
 
 
-class TextScenes:
+class DocumentSource:
     """One example a document, less the sentences at its end that do not fit."""
 
     def __init__(self, config: Config, max_text: int, text_encoder: TextEncoder | None) -> None:
-        self._config = config
+        self._world = World(config.split, config.seed, config.combinations)
         self._max_text = max_text
         self._text_encoder = text_encoder
         self.blocks = (config.size,)
 
     def __len__(self) -> int:
-        return self._config.size
+        return self.blocks[0]
 
     def __getitem__(self, index: int) -> Example:
-        """The document of that number."""
-        sentences = _document_of(self._config, index)
+        """The document of that number; IndexError outside of 0..length-1."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"document {index} of {len(self)}")
+        sentences = self._sentences(index)
         while len(sentences) > 1 and not self._fits(" ".join(sentences)):
             sentences.pop()
-        return Example(f"{_name(self._config, index)}.txt", text=" ".join(sentences))
+        return Example(f"{self._world.name(index)}.txt", text=" ".join(sentences))
 
     def _fits(self, text: str) -> bool:
         """True if the text and [CLS] and [SEP] stay within the longest text."""
         return self._text_encoder is None or len(self._text_encoder.encode(text)) + 2 <= self._max_text
 
+    def _sentences(self, number: int) -> list[str]:
+        return make_document(Dice(f"{self._world.name(number)}/text"))
+
+    def records(self) -> Iterator[Example]:
+        """Every example once, in order."""
+        return (self[index] for index in range(len(self)))
+
     def texts(self) -> Iterator[str]:
         """All documents, uncut."""
-        return (" ".join(_document_of(self._config, index)) for index in range(self._config.size))
+        return (" ".join(self._sentences(index)) for index in range(len(self)))
 
 
-def open_source(config: Config, context: SourceContext) -> ImageScenes | PairScenes | TextScenes:
-    """The source for the stream that is asked for."""
-    if context.stream == "image":
-        return ImageScenes(config)
-    if context.stream == "pair":
-        return PairScenes(config)
-    return TextScenes(config, context.max_text, context.text_encoder)
+def open_source(config: Config, context: SourceContext) -> SceneSource | DocumentSource:
+    """The source for the stream that is asked for; DataError if the task has its examples in another stream."""
+    wanted = _STREAM_OF[config.task] if config.task else context.stream
+    if context.stream != wanted:
+        raise DataError(
+            f"scenes: task: {config.task} has its examples in the stream '{wanted}', not '{context.stream}': "
+            f"list this source under '{wanted}'"
+        )
+    if config.task is None and context.stream == "text":
+        return DocumentSource(config, context.max_text, context.text_encoder)
+    return SceneSource(config, *_examples(config, context.stream))
 
 
-def scene_of(config: Config, number: int) -> Scene:
-    """The scene of that number; IndexError outside of 0..size-1."""
-    if not 0 <= number < config.size:
-        raise IndexError(f"scene {number} of {config.size}")
-    return make_scene(config.split, config.seed, number, config.combinations)
+def _examples(config: Config, stream: StreamName) -> tuple[Drafter, int, int]:
+    """What makes the examples, of how many things, and how many of each."""
+    size = config.size
+    match config.task:
+        case "vqa":
+            return drafts.questions, size, config.questions_per_image
+        case "nlvr2":
+            return drafts.statements, size // drafts.PAIRS_A_SET, drafts.PAIRS_A_SET**2
+        case "classification":
+            return drafts.classes, size, 1
+        case "nli":
+            return drafts.entailments, size, 1
+    return (drafts.images, size, 1) if stream == "image" else (drafts.captions, size, config.captions_per_image)
 
 
-def caption_of(config: Config, scene: Scene, number: int, which: int) -> Caption:
-    """One of the captions of the scene of that number."""
-    return make_caption(scene, Dice(f"scenes/{config.split}/{config.seed}/{number}/caption/{which}"))
-
-
-def _document_of(config: Config, number: int) -> list[str]:
-    if not 0 <= number < config.size:
-        raise IndexError(f"document {number} of {config.size}")
-    return make_document(Dice(f"scenes/{config.split}/{config.seed}/{number}/text"))
-
-
-def _name(config: Config, number: int) -> str:
-    return f"scenes/{config.split}/{config.seed}/{number}"
+_STREAM_OF: Mapping[Task, StreamName] = {"vqa": "pair", "nlvr2": "pair", "classification": "image", "nli": "text"}

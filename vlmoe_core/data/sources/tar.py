@@ -6,7 +6,7 @@ followed, and names that climb out of the archive are refused.
 
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -24,6 +24,7 @@ from vlmoe_core.data.files import (
     is_unsafe,
     label,
     parse_object,
+    sound_examples,
     text_values,
     usable_texts,
 )
@@ -74,6 +75,30 @@ class TarSource:
 
     def __getitem__(self, index: int) -> Example:
         """The example of that number; DataError, with tar and key, if it is broken."""
+        example = self._described(index)
+        if self._stream == "text":
+            return example
+        record, _ = self._numbering.locate(index)
+        image = self._part(record, "image", example.name)
+        if image is None:
+            raise DataError(f"{example.name}: has no picture (a member with this name and an ending such as .jpg)")
+        return replace(example, image=image)
+
+    def texts(self) -> Iterator[str]:
+        """Every caption, in stored order; broken ones are left out."""
+        for record in range(len(self._index)):
+            try:
+                values = [] if self._index.columns["problem"][record] else self._texts(record, self._where(record))
+            except DataError:
+                continue
+            yield from usable_texts(values)
+
+    def records(self) -> Iterator[Example]:
+        """Every example once, without its picture; broken ones are left out."""
+        return sound_examples(self._described, len(self))
+
+    def _described(self, index: int) -> Example:
+        """The example of that number, less its picture."""
         record, nth = self._numbering.locate(index)
         where = self._where(record)
         problem = _decode(self._index.columns["problem"][record])
@@ -84,20 +109,10 @@ class TarSource:
             text = checked_text(self._texts(record, where)[nth], self._field, where)
         if self._stream == "text":
             return Example(where, text=text)
-        image = self._part(record, "image", where)
-        if image is None:
-            raise DataError(f"{where}: has no picture (a member with this name and an ending such as .jpg)")
-        folder = PurePosixPath(_decode(self._index.columns["key"][record])).parent.as_posix()
-        return Example(where, image, text, record, {} if folder == "." else {"class": folder})
-
-    def texts(self) -> Iterator[str]:
-        """Every caption, in stored order; broken ones are left out."""
-        for record in range(len(self._index)):
-            try:
-                values = [] if self._index.columns["problem"][record] else self._texts(record, self._where(record))
-            except DataError:
-                continue
-            yield from usable_texts(values)
+        key = _decode(self._index.columns["key"][record])
+        folder = PurePosixPath(key).parent.as_posix()
+        facts = {"id": key} | ({} if folder == "." else {"label": folder})
+        return Example(where, text=text, image_id=record, facts=facts)
 
     def _where(self, record: int) -> str:
         return f"{label(self._index.path(record), self._root)}:{_decode(self._index.columns['key'][record])}"

@@ -1,14 +1,11 @@
 """Plain text files and JSON lines, packed: each example is a run of whole sentences of one document."""
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
-from pydantic import model_validator
 
-from vlmoe_core.config import exact
 from vlmoe_core.data.example import Example, SourceContext, TextEncoder
 from vlmoe_core.data.files import (
     FilesConfig,
@@ -19,9 +16,11 @@ from vlmoe_core.data.files import (
     label,
     lines,
     parse_object,
+    require_stream,
 )
 from vlmoe_core.data.index import Columns, Numbering, columns_of, load_index
 from vlmoe_core.data.packing import Span, pack
+from vlmoe_core.data.part import WHOLE, Part, part_of
 from vlmoe_core.errors import DataError
 
 SPECIAL_TOKENS = 2
@@ -41,23 +40,15 @@ class Config(FilesConfig):
     """What a pack never crosses the end of; paragraphs have blank lines between them. JSON lines: always the line."""
     text_field: str = "text"
     """Field of a JSON line that holds the text."""
-    part: tuple[float, float] = (0.0, 1.0)
+    part: Part = WHOLE
     """Share of each file's documents, from and to: (0, 0.9) and (0.9, 1) cut a file into training and held-out part."""
-
-    @model_validator(mode="after")
-    def _part_is_a_range(self) -> Self:
-        low, high = self.part
-        if not 0 <= low < high <= 1:
-            raise ValueError(f"part must be two numbers 0 <= from < to <= 1, not ({low}, {high})")
-        return self
 
 
 class TextSource:
     """The packs of text files. Without a text encoder only `texts` works, which is all that fitting one needs."""
 
     def __init__(self, config: Config, context: SourceContext) -> None:
-        if context.stream != "text":
-            raise DataError(f"a text source has no examples for the {context.stream} stream; name it under 'text'")
+        require_stream("text", context.stream, "text")
         self._config = config
         self._root = context.root
         self._files = find_files(config.path, context.root)
@@ -101,11 +92,10 @@ class TextSource:
 def documents(path: Path, config: Config) -> Iterator[Document]:
     """The documents of a file that are not blank, as far as they are in the config's part of it."""
     found = _all_documents(path, config.document)
-    if config.part == (0.0, 1.0):
+    if config.part == WHOLE:
         return found
     held = list(found)
-    first, last = (math.floor(len(held) * exact(share)) for share in config.part)
-    return iter(held[first:last])
+    return iter(held[part_of(len(held), config.part)])
 
 
 def _all_documents(path: Path, kind: Literal["line", "paragraph", "file"]) -> Iterator[Document]:

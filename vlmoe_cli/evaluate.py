@@ -1,0 +1,94 @@
+"""`vlmoe eval`: a finetuned model's metrics, with intervals, beside baselines and other models."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vlmoe_cli.options import JsonOption, OnErrorOption
+from vlmoe_cli.output import Output
+
+EXAMPLES = (
+    "vlmoe eval vqa",
+    "vlmoe eval nlvr2 --model runs/quickstart-nlvr2 --split eval --json",
+    "vlmoe eval vqa --data vqa-v2.yaml --split test --submission answers.json",
+    "vlmoe eval classification --compare runs/dense",
+)
+
+
+def evaluate(
+    task: Annotated[
+        str, typer.Argument(metavar="TASK", help="vqa, nlvr2, retrieval, classification (imagenet) or nli (mnli).")
+    ],
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Run or checkpoint folder; by default the newest run of the task.", show_default=False),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RECIPE", help="Take the data of another recipe than the model's own.", show_default=False
+        ),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="train, eval or test; by default test if there is one.", show_default=False)
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many examples.", show_default=False)] = None,
+    submission: Annotated[
+        Path | None, typer.Option(help="Also write the answers as the task's server takes them.", show_default=False)
+    ] = None,
+    compare: Annotated[
+        Path | None, typer.Option(help="Another model: a paired test on the same examples.", show_default=False)
+    ] = None,
+    on_error: OnErrorOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Score a finetuned model on a whole split."""
+    from vlmoe_cli.progress import ScoringProgress
+    from vlmoe_core.errors import DataError
+    from vlmoe_core.tasks.task import named_task, open_task
+    from vlmoe_core.train.scoring import accelerator_of, answer_all, ask, baselines, comparison, report
+    from vlmoe_core.train.trained import load_finetuned, newest_finetuned
+
+    out = Output(json)
+    name = named_task(task)
+    trained = load_finetuned(model or newest_finetuned(name), name)
+    accelerator = accelerator_of()
+    asked = ask(trained, data, split, limit, on_error)
+    says = out.note if accelerator.is_main_process else lambda _: None
+    says(f"model {trained.path}, step {trained.step}; data.{asked.split} of {data or 'its own recipe'}")
+    progress = ScoringProgress(says)
+    evaluated = answer_all(trained, asked, accelerator, progress)
+    if not accelerator.is_main_process:
+        return
+    assert trained.recipe.task is not None
+    kind = open_task(trained.recipe.task)
+    if submission is not None:
+        kind.write_submission(evaluated.records, evaluated.answers, submission)
+        out.text(f"{len(evaluated.records):,} answers written: {submission}")
+        if not kind.can_score(evaluated.records):
+            out.data({"task": name, "model": trained.path, "n": len(evaluated.records), "submission": submission})
+            return
+    try:
+        found = baselines(trained.recipe, evaluated)
+    except DataError as error:
+        out.warn(f"no baselines: the training data of the model's recipe can't be read ({error})")
+        found = []
+    result = report(kind, trained, asked, evaluated, found)
+    _show(out, result)
+    if compare is not None:
+        other = load_finetuned(compare, name)
+        says(f"compared with {other.path}, step {other.step}")
+        result["comparison"] = comparison(kind, evaluated, answer_all(other, asked, accelerator, progress), other)
+        out.record(result["comparison"], title="Paired comparison, percentage points")
+    out.data(result)
+
+
+def _show(out: Output, result: dict[str, Any]) -> None:
+    """A row for each metric, with the baselines beside it."""
+    rows = []
+    for name, value in result["metrics"].items():
+        low, high = result["intervals"].get(name, (None, None))
+        row = {"metric": name, "percent": value, "95 % interval": None if low is None else f"{low:.1f} to {high:.1f}"}
+        rows.append(row | {f"{baseline}": found.get(name) for baseline, found in result["baselines"].items()})
+    out.table(rows, f"{result['task']}, {result['n']:,} examples of {result['split']}")

@@ -1,0 +1,148 @@
+"""`vlmoe finetune`: train a task on a pretrained model, or from scratch."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vlmoe_cli.options import (
+    JsonOption,
+    NumProcessesOption,
+    OnErrorOption,
+    OutOption,
+    OverwriteOption,
+    RecipeArgument,
+    ResumeOption,
+    SetOption,
+)
+from vlmoe_cli.output import Output
+from vlmoe_cli.running import run_arguments, run_here
+
+if TYPE_CHECKING:
+    from vlmoe_core.recipe.load import LoadedRecipe
+    from vlmoe_core.train.run import Outcome
+
+EXAMPLES = (
+    "vlmoe finetune quickstart/vqa --model runs/quickstart-pretrain",
+    "vlmoe finetune finetune/easy-vqa --seeds 3",
+    "vlmoe finetune my.yaml --set optim.lr=1e-4 --out runs/mine",
+)
+
+
+def finetune(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Run or checkpoint folder to start from; beats the recipe's init.", show_default=False),
+    ] = None,
+    out: OutOption = None,
+    resume: ResumeOption = None,
+    overwrite: OverwriteOption = False,
+    num_processes: NumProcessesOption = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Run so many seeds, from the recipe's on, and report mean and spread.")
+    ] = 1,
+    on_error: OnErrorOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Finetune a model on a task: vqa, nlvr2, retrieval, classification or nli."""
+    from vlmoe_core.errors import UsageError
+    from vlmoe_core.train.init import load_run_recipe
+
+    changed = [*(overrides or ()), *([f"data.on_error={on_error}"] if on_error else [])]
+    loaded = load_run_recipe(recipe, changed, model)
+    if loaded.recipe.task is None:
+        raise UsageError(f"'{recipe}' pretrains: it has an objective and no task; run it with vlmoe pretrain {recipe}")
+    runs = [_seeded(recipe, changed, model, loaded, number, out) for number in range(seeds)] if seeds > 1 else []
+    outcomes = []
+    plan: list[tuple[LoadedRecipe, Path | None]] = [*runs] or [(loaded, out)]
+    for one, folder in plan:
+        if num_processes is not None:
+            _launch(num_processes, recipe, changed, model, one, folder, resume, overwrite, json)
+            continue
+        outcomes.append(run_here(one, folder, resume, overwrite))
+        if outcomes[-1].signal is not None and not outcomes[-1].finished:
+            raise typer.Exit(128 + outcomes[-1].signal)
+    if outcomes and outcomes[0].is_main:
+        _show(Output(json), outcomes, loaded)
+
+
+def _seeded(
+    recipe: str, overrides: list[str], model: Path | None, loaded: "LoadedRecipe", number: int, out: Path | None
+) -> tuple["LoadedRecipe", Path]:
+    """The recipe with another seed, and its run folder inside that of all seeds."""
+    from vlmoe_core.train.init import load_run_recipe
+
+    seed = loaded.recipe.seed + number
+    whole = out or Path(loaded.recipe.out or Path("runs") / loaded.name.replace("/", "-"))
+    return load_run_recipe(recipe, (*overrides, f"seed={seed}"), model), whole / f"seed-{seed}"
+
+
+def _launch(
+    num_processes: int,
+    recipe: str,
+    overrides: list[str],
+    model: Path | None,
+    loaded: "LoadedRecipe",
+    out: Path | None,
+    resume: str | None,
+    overwrite: bool,
+    json: bool,
+) -> None:
+    from vlmoe_core.train.launch import launch
+
+    seeded = [*overrides, f"seed={loaded.recipe.seed}"]
+    arguments = run_arguments("finetune", recipe, seeded, out, resume, overwrite, json)
+    code = launch(num_processes, [*arguments, *(["--model", str(model)] if model else [])])
+    if code:
+        raise typer.Exit(code)
+
+
+def _show(out: Output, outcomes: list["Outcome"], loaded: "LoadedRecipe") -> None:
+    """The held-out metrics before and after, of one run or over seeds, and what to type next."""
+    from vlmoe_core.train.metrics import read_metrics
+
+    task = loaded.recipe.task
+    assert task is not None
+    lines = [read_metrics(outcome.folder / "metrics.jsonl", "eval") for outcome in outcomes]
+    rows = _rows(lines) if all(lines) else []
+    out.table(
+        rows,
+        f"Held-out metrics in percent, {len(outcomes)} seeds" if len(outcomes) > 1 else "Held-out metrics in percent",
+    )
+    folder = outcomes[-1].folder
+    out.record(
+        {
+            "run folder": ", ".join(str(outcome.folder) for outcome in outcomes),
+            "broken examples skipped": sum(outcome.broken for outcome in outcomes),
+            "time": f"{sum(outcome.seconds for outcome in outcomes) / 60:.1f} min",
+            "next": f"vlmoe eval {task.name} --model {folder}",
+        }
+    )
+    out.data(
+        {
+            "task": task.name,
+            "folders": [outcome.folder for outcome in outcomes],
+            "finished": all(outcome.finished for outcome in outcomes),
+            "metrics": rows,
+            "seconds": sum(outcome.seconds for outcome in outcomes),
+            "broken": sum(outcome.broken for outcome in outcomes),
+        }
+    )
+
+
+def _rows(lines: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """A row for each metric: before, after; over several seeds mean, standard deviation, and each."""
+    names = [name.removeprefix("metric/") for name in lines[0][-1] if name.startswith("metric/")]
+    if len(lines) == 1:
+        first, last = lines[0][0], lines[0][-1]
+        return [{"metric": n, "before": first.get(f"metric/{n}"), "after": last[f"metric/{n}"]} for n in names]
+    from statistics import mean, stdev
+
+    each = {name: [run[-1][f"metric/{name}"] for run in lines] for name in names}
+    return [
+        {"metric": name, "mean": mean(values), "standard deviation": stdev(values)}
+        | {f"run {number}": value for number, value in enumerate(values)}
+        for name, values in each.items()
+    ]

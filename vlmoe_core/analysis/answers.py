@@ -1,0 +1,129 @@
+"""What a finetuned model answers to a user's own pictures and texts.
+
+Axis letters: X examples, N pictures, M texts.
+"""
+
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmoe_core.data.batch import Batch
+from vlmoe_core.data.collate import collate
+from vlmoe_core.data.example import Example
+from vlmoe_core.data.files import IMAGE_SUFFIXES, checked_text, inside, lines, parse_object, read_file
+from vlmoe_core.errors import DataError, UsageError
+from vlmoe_core.tasks.task import Ranked, open_task
+from vlmoe_core.train.build import task_preparer
+from vlmoe_core.train.trained import Trained
+
+BATCH = 32
+TEXT_FIELDS = ("text", "question", "statement", "premise")
+"""Fields of a line that hold its text."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """How well a picture and a text go together."""
+
+    image: str
+    """The picture."""
+    text: str
+    """The text."""
+    similarity: float
+    """Cosine of the dual encoder's vectors."""
+    match: float | None
+    """Probability that they belong together, of the fused encoder; null without a matching head."""
+
+
+def answer(trained: Trained, examples: Sequence[Example]) -> list[Ranked]:
+    """The most probable labels for each example.
+
+    Raises DataError, naming the example, where a picture can't be read or a text is missing.
+    """
+    assert trained.recipe.task is not None
+    task = open_task(trained.recipe.task)
+    answers: list[Ranked] = []
+    for start in range(0, len(examples), BATCH):
+        with torch.no_grad():
+            loss = trained.objective({task.stream: batch_of(trained, examples[start : start + BATCH])})
+        answers += task.read(loss.outputs, trained.tokenizers.labels)
+    return answers
+
+
+def batch_of(trained: Trained, examples: Iterable[Example]) -> Batch:
+    """The examples as the model gets them, without what is true of them."""
+    assert trained.recipe.task is not None
+    recipe, task = trained.recipe, open_task(trained.recipe.task)
+    preparer = task_preparer(recipe, task, trained.tokenizers, training=False)
+    samples = [preparer(task.stream, n, example, random.Random(0)) for n, example in enumerate(examples)]
+    return collate(task.stream, samples, recipe.model.image_size, recipe.model.num_patches)
+
+
+def match(trained: Trained, images: Sequence[Example], texts: Sequence[str]) -> list[Match]:
+    """Every picture with every text, in that order."""
+    matches: list[Match] = []
+    pairs = list(product(images, texts))
+    for start in range(0, len(pairs), BATCH):
+        some = pairs[start : start + BATCH]
+        batch = batch_of(trained, [Example(i.name, i.image, text, n) for n, (i, text) in enumerate(some)])
+        with torch.no_grad():
+            outputs_XF: Tensor = trained.objective({"pair": batch}).outputs
+            fused = trained.objective.config.itm_weight > 0  # type: ignore[union-attr,operator]
+            logits = trained.objective.match_logits(batch) if fused else None  # type: ignore[operator]
+        image_XD, text_XD = outputs_XF.chunk(2, dim=-1)
+        cosines = (image_XD * text_XD).sum(-1).tolist()
+        found = [None] * len(cosines) if logits is None else torch.sigmoid(logits).tolist()
+        rows = zip(some, cosines, found, strict=True)
+        matches += [Match(image.name, text, cosine, together) for (image, text), cosine, together in rows]
+    return matches
+
+
+def picture(path: Path) -> Example:
+    """A picture in a file. Raises DataError if there is none."""
+    return Example(str(path), read_file(path, str(path)))
+
+
+def pictures(paths: Sequence[Path]) -> list[Example]:
+    """The pictures in files and, sorted by name, in folders. Raises UsageError where there are none."""
+    files = [file for path in paths for file in (_in_folder(path) if path.is_dir() else [path])]
+    if not files:
+        raise UsageError(f"no pictures in {', '.join(map(str, paths)) or 'nothing'}; give files or folders")
+    return [picture(file) for file in files]
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix.lower().removeprefix(".") in IMAGE_SUFFIXES)
+
+
+def read_examples(path: Path) -> Iterator[Example]:
+    """The lines of a JSON lines file.
+
+    Each has `image` or `images` (paths that start from the file's folder), its text as `text`, `question`, `statement`
+    or `premise`, and `hypothesis`, as the task needs. Raises DataError, naming file and line, for what can't be read.
+    """
+    if not path.is_file():
+        raise UsageError(f"--input {path}: there is no such file; give a JSON lines file")
+    for number, _, content in lines(path):
+        where = f"{path.name}:{number}"
+        fields = parse_object(content, where)
+        names = _names(fields, where)
+        found = [read_file(inside(name, path.parent, where), where) for name in names]
+        key = next((field for field in TEXT_FIELDS if field in fields), None)
+        text = checked_text(fields[key], key, where) if key else None
+        second = checked_text(fields["hypothesis"], "hypothesis", where) if "hypothesis" in fields else None
+        yield Example(
+            where, found[0] if found else None, text, number, more_images=tuple(found[1:]), second_text=second
+        )
+
+
+def _names(fields: Mapping[str, Any], where: str) -> list[str]:
+    names = fields.get("images", [fields["image"]] if "image" in fields else [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{where}: 'image' must name a picture, and 'images' must be a list of names")
+    return names

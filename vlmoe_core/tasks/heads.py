@@ -1,0 +1,72 @@
+"""What stands on the encoder in a downstream task.
+
+Axis letters: S sequences, L places of a sequence, D width, X examples, F features of an example, A labels.
+"""
+
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from vlmoe_core.model.block import EPS
+from vlmoe_core.model.encoder import Encoded
+
+Head = TypeVar("Head", bound=nn.Module)
+Pool = Literal["image", "text", "both", "mean"]
+"""Which final states speak for a sequence: [CLS] of the image, of the text, both side by side, or the mean of the
+patches."""
+
+
+def pool(encoded: Encoded, which: Pool) -> Tensor:
+    """(S, D), for `both` (S, 2 D), of a batch in which every sequence has what is asked for."""
+    layout = encoded.layout
+    if which == "mean":
+        return encoded.image_states_IND[:, 1:].mean(1)
+    states_SLD = layout.to_sequences(encoded.states_TD)
+    text_start = layout.image_length if layout.num_image_tokens else 0
+    picked = {"image": (0,), "text": (text_start,), "both": (0, text_start)}[which]
+    return torch.cat([states_SLD[:, place] for place in picked], dim=-1)
+
+
+def width_of(which: Pool, dim: int) -> int:
+    """Features of a sequence."""
+    return 2 * dim if which == "both" else dim
+
+
+class Pooler(nn.Module):
+    """Linear map and tanh of the pooled state (BERT; BEiT-3's puts a LayerNorm before it)."""
+
+    def __init__(self, features: int, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(features, eps=EPS)
+        self.dense = nn.Linear(features, dim)
+
+    def forward(self, x_SF: Tensor) -> Tensor:
+        """(S, F) -> (S, D)."""
+        return torch.tanh(self.dense(self.norm(x_SF)))
+
+
+class MLPHead(nn.Module):
+    """Linear map to 2 D, LayerNorm, GELU, linear map to the labels (VLMo, BEiT-3)."""
+
+    def __init__(self, features: int, dim: int, num_labels: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(features, 2 * dim)
+        self.norm = nn.LayerNorm(2 * dim, eps=EPS)
+        self.out = nn.Linear(2 * dim, num_labels)
+
+    def forward(self, x_XF: Tensor) -> Tensor:
+        """(X, F) -> (X, A)."""
+        logits_XA: Tensor = self.out(nn.functional.gelu(self.norm(self.up(x_XF))))
+        return logits_XA
+
+
+@torch.no_grad()
+def initialise_head(head: Head, std: float) -> Head:
+    """Normal weights and zero biases, as the encoder's."""
+    for module in head.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return head

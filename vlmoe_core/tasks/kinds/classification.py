@@ -1,0 +1,89 @@
+"""Image classification (ImageNet)."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+
+from vlmoe_core.data.example import Example, Record
+from vlmoe_core.errors import DataError
+from vlmoe_core.model.encoder import Encoder
+from vlmoe_core.tasks.config import TaskConfig
+from vlmoe_core.tasks.labels import Labels, sorted_labels
+from vlmoe_core.tasks.mixing import Mixing
+from vlmoe_core.tasks.objective import Choosing, cross_entropy
+from vlmoe_core.tasks.task import MOST_RANKED, Ranked, Scores, Task, Values, rank, required, write_text
+
+
+class Config(TaskConfig):
+    """Pictures with one label each."""
+
+    name: Literal["classification"] = "classification"
+    """Image classification."""
+    pool: Literal["mean", "image"] = "mean"
+    """Which final states the head reads: the mean of the patches (VL-MoE, BEiT-3), or [CLS]."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the target that is spread over all labels (BEiT-3: 0.1)."""
+    mixup: float = Field(0.0, ge=0)
+    """alpha of mixup (arXiv 1710.09412); 0: none (BEiT-3: 0.8)."""
+    cutmix: float = Field(0.0, ge=0)
+    """alpha of cutmix (arXiv 1905.04899); 0: none (BEiT-3: 1.0). With both, each batch draws one of them."""
+
+
+class Classification(Task):
+    """A linear map of the mean patch state; top-1 and top-5 accuracy."""
+
+    stream = "image"
+    inputs = ("image",)
+    best = "top1"
+    tested = "top1"
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def find_labels(self, train: Iterable[Example], held_out: Iterable[Example]) -> Labels:
+        """The labels of the training pictures, in alphabetical order. Raises DataError where there are none."""
+        labels = sorted_labels(e.facts["label"] for e in train if "label" in e.facts)
+        if not labels.names:
+            raise DataError("no picture of data.train.image has a label; classes are folders: CLASS/NAME.jpg")
+        return labels
+
+    def target(self, example: Example, labels: Labels, training: bool) -> NDArray[np.generic] | None:
+        """() int64, the number of the label."""
+        label = example.facts.get("label")
+        return None if label is None else np.array(labels.number(label))
+
+    def build(self, encoder: Encoder, labels: Labels) -> nn.Module:
+        """A linear map (VL-MoE: average of the final states, then linear)."""
+        config, classes = self.config, len(labels.names)
+        mixing = Mixing(config.mixup, config.cutmix, config.label_smoothing, classes)
+        head = nn.Linear(encoder.config.dim, classes)
+        change = mixing if config.mixup or config.cutmix or config.label_smoothing else None
+        return Choosing("classification", "image", encoder, config.pool, head, cross_entropy, change=change)
+
+    def read(self, outputs_XF: Tensor, labels: Labels) -> list[Ranked]:
+        """The most probable labels."""
+        return rank(torch.softmax(outputs_XF.float(), -1), labels)
+
+    def score(self, records: Sequence[Record], answers: Sequence[Ranked]) -> Scores:
+        """Top-1 accuracy, and top-5 where there are more labels."""
+        truths = [required(r, "label") for r in records]
+        metrics = {"top1": Values(np.array([float(a.labels[0] == t) for a, t in zip(answers, truths, strict=True)]))}
+        if len(answers[0].labels) == MOST_RANKED:
+            metrics["top5"] = Values(np.array([float(t in a.labels) for a, t in zip(answers, truths, strict=True)]))
+        return Scores(metrics)
+
+    def write_submission(self, records: Sequence[Record], answers: Sequence[Ranked], path: Path) -> None:
+        """A csv of picture and its most probable labels."""
+        lines = [f"{r.facts.get('id', r.name)},{' '.join(a.labels)}\n" for r, a in zip(records, answers, strict=True)]
+        write_text(path, "".join(lines))
+
+
+def open_task(config: Config) -> Classification:
+    """The task."""
+    return Classification(config)

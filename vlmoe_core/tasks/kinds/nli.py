@@ -1,0 +1,74 @@
+"""Does a premise entail a hypothesis, contradict it, or neither (MNLI, SNLI, SICK)?"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vlmoe_core.data.example import Example, Record
+from vlmoe_core.model.encoder import Encoder
+from vlmoe_core.tasks.config import TaskConfig
+from vlmoe_core.tasks.heads import Pooler
+from vlmoe_core.tasks.labels import Labels
+from vlmoe_core.tasks.objective import Choosing, cross_entropy
+from vlmoe_core.tasks.task import Ranked, Scores, Task, Values, by_subset, rank, required, write_text
+
+LABELS = Labels(("entailment", "neutral", "contradiction"))
+
+
+class Config(TaskConfig):
+    """Pairs of sentences."""
+
+    name: Literal["nli"] = "nli"
+    """Natural-language inference."""
+
+
+class NLI(Task):
+    """Premise and hypothesis as one text, [SEP] between them; accuracy."""
+
+    stream = "text"
+    inputs = ("text",)
+    best = "accuracy"
+    tested = "accuracy"
+    blind = "hypothesis-only"
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def find_labels(self, train: Iterable[Example], held_out: Iterable[Example]) -> Labels:
+        """The three, in GLUE's order."""
+        return LABELS
+
+    def target(self, example: Example, labels: Labels, training: bool) -> NDArray[np.generic] | None:
+        """() int64, the number of the label."""
+        label = example.facts.get("label")
+        return None if label is None else np.array(labels.number(label))
+
+    def build(self, encoder: Encoder, labels: Labels) -> nn.Module:
+        """Pooler on [CLS] and a linear map (BERT, arXiv 1810.04805)."""
+        dim = encoder.config.dim
+        head = nn.Sequential(Pooler(dim, dim), nn.Linear(dim, len(labels.names)))
+        return Choosing("nli", "text", encoder, "text", head, cross_entropy)
+
+    def read(self, outputs_XF: Tensor, labels: Labels) -> list[Ranked]:
+        """The labels with their probabilities."""
+        return rank(torch.softmax(outputs_XF.float(), -1), labels)
+
+    def score(self, records: Sequence[Record], answers: Sequence[Ranked]) -> Scores:
+        """Accuracy, of all and of each subset (matched, mismatched)."""
+        right = [float(a.labels[0] == required(r, "label")) for r, a in zip(records, answers, strict=True)]
+        return Scores(by_subset("accuracy", Values(np.array(right)), records))
+
+    def write_submission(self, records: Sequence[Record], answers: Sequence[Ranked], path: Path) -> None:
+        """The tsv that GLUE's server takes."""
+        lines = [f"{required(r, 'id')}\t{a.labels[0]}\n" for r, a in zip(records, answers, strict=True)]
+        write_text(path, "".join(["index\tprediction\n", *lines]))
+
+
+def open_task(config: Config) -> NLI:
+    """The task."""
+    return NLI(config)

@@ -1,0 +1,84 @@
+"""Is a statement true of two pictures (NLVR2), or of three boxes of one (NLVR)?"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+
+from vlmoe_core.data.example import Example, Record
+from vlmoe_core.model.encoder import Encoder
+from vlmoe_core.tasks.config import TaskConfig
+from vlmoe_core.tasks.heads import MLPHead, Pool, width_of
+from vlmoe_core.tasks.labels import Labels
+from vlmoe_core.tasks.metrics.pairs import consistent, statement_of
+from vlmoe_core.tasks.objective import Choosing, cross_entropy
+from vlmoe_core.tasks.task import Ranked, Scores, Task, Values, rank, required, write_text
+
+LABELS = Labels(("False", "True"))
+
+
+class Config(TaskConfig):
+    """Statements about several pictures."""
+
+    name: Literal["nlvr2"] = "nlvr2"
+    """Natural language for visual reasoning."""
+    pool: Pool = "both"
+    """Which final states of each encoding the head reads (BEiT-3: [CLS] of image and text; VLMo: one of them)."""
+    num_images: int = Field(2, ge=1)
+    """Pictures of an example; each is encoded together with the statement (NLVR2: 2; the boxes of NLVR: 3)."""
+
+
+class NLVR2(Task):
+    """One encoding a picture, side by side into the head; accuracy and consistency."""
+
+    stream = "pair"
+    inputs = ("pair",)
+    best = "accuracy"
+    tested = "accuracy"
+    blind = "statement-only"
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def find_labels(self, train: Iterable[Example], held_out: Iterable[Example]) -> Labels:
+        """False and True."""
+        return LABELS
+
+    def target(self, example: Example, labels: Labels, training: bool) -> NDArray[np.generic] | None:
+        """() int64, 1 for true."""
+        label = example.facts.get("label")
+        return None if label is None else np.array(labels.number(label))
+
+    def build(self, encoder: Encoder, labels: Labels) -> nn.Module:
+        """LayerNorm and a two-layer head on the encodings (BEiT-3)."""
+        config, dim = self.config, encoder.config.dim
+        features = config.num_images * width_of(config.pool, dim)
+        head = nn.Sequential(nn.LayerNorm(features), MLPHead(features, dim, len(labels.names)))
+        return Choosing("nlvr2", "pair", encoder, config.pool, head, cross_entropy, config.num_images)
+
+    def read(self, outputs_XF: Tensor, labels: Labels) -> list[Ranked]:
+        """False and True with their probabilities."""
+        return rank(torch.softmax(outputs_XF.float(), -1), labels)
+
+    def score(self, records: Sequence[Record], answers: Sequence[Ranked]) -> Scores:
+        """Accuracy, and consistency: the share of sentences that are right for all of their pairs (lil-lab/nlvr)."""
+        right = np.array([a.labels[0] == required(r, "label") for r, a in zip(records, answers, strict=True)])
+        ids = [str(required(r, "id")) for r in records]
+        groups = np.unique([statement_of(i) for i in ids], return_inverse=True)[1]
+        accuracy = Values(right.astype(np.float64), groups)
+        return Scores({"accuracy": accuracy, "consistency": Values(consistent(ids, right.tolist()))})
+
+    def write_submission(self, records: Sequence[Record], answers: Sequence[Ranked], path: Path) -> None:
+        """A csv of identifier and prediction."""
+        lines = [f"{required(r, 'id')},{a.labels[0]}\n" for r, a in zip(records, answers, strict=True)]
+        write_text(path, "".join(lines))
+
+
+def open_task(config: Config) -> NLVR2:
+    """The task."""
+    return NLVR2(config)

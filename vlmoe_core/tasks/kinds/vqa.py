@@ -1,0 +1,151 @@
+"""Visual question answering as the choice of an answer from a list (VQA v2; VL-MoE, arXiv 2303.07226).
+
+Axis letter: A answers.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+
+from vlmoe_core.data.example import Example, Record
+from vlmoe_core.errors import DataError
+from vlmoe_core.model.encoder import Encoder
+from vlmoe_core.tasks.config import TaskConfig
+from vlmoe_core.tasks.heads import MLPHead, Pool, Pooler, width_of
+from vlmoe_core.tasks.labels import Labels
+from vlmoe_core.tasks.metrics.vqa import answer_classes, soft_targets, vqa_accuracy
+from vlmoe_core.tasks.objective import Choosing, binary_cross_entropy
+from vlmoe_core.tasks.task import Ranked, Scores, Task, Values, rank, required, write_text
+
+
+class Config(TaskConfig):
+    """Questions about pictures."""
+
+    name: Literal["vqa"] = "vqa"
+    """Visual question answering."""
+    pool: Pool = "image"
+    """Which final states the head reads (BEiT-3: the image's [CLS])."""
+    answers: str | None = None
+    """File with the answer list: a JSON list, or a JSON object answer -> number; null: built from the annotations."""
+    min_count: int = Field(9, ge=1)
+    """Occurrences as the most common answer of a question that make an answer part of the list (VQA v2: 9)."""
+    held_out_answers: bool = True
+    """Count the answers of `data.eval` as well for the list, as VQA v2's usual list does."""
+
+
+class VQA(Task):
+    """Soft targets, binary cross-entropy over the answers, VQA accuracy."""
+
+    stream = "pair"
+    inputs = ("pair",)
+    best = "accuracy"
+    tested = "accuracy"
+    blind = "question-only"
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def find_labels(self, train: Iterable[Example], held_out: Iterable[Example]) -> Labels:
+        """The answer list, read or built by VQA v2's rule. Raises DataError for a list that can't be had."""
+        if self.config.answers is not None:
+            return Labels(read_answers(Path(self.config.answers)))
+        examples = chain(train, held_out) if self.config.held_out_answers else train
+        known = answer_classes((e.facts["answer"] for e in examples if "answer" in e.facts), self.config.min_count)
+        if not known:
+            raise DataError(
+                f"no answer occurs {self.config.min_count} times as the most common one of a question; lower "
+                "task.min_count, or name a list with task.answers"
+            )
+        return Labels(known)
+
+    def target(self, example: Example, labels: Labels, training: bool) -> NDArray[np.generic] | None:
+        """(A,) float32, the soft score of each answer.
+
+        A question of which no answer is in the list can't be learned from: it is refused in training.
+        """
+        scores = _scores(example.facts, labels.index)
+        if scores is None:
+            return None
+        known = {labels.index[a]: s for a, s in scores.items() if a in labels.index}
+        if training and not known:
+            raise DataError(
+                f"none of its answers ({', '.join(map(repr, scores)) or 'none'}) is in the list of {len(labels.names)}"
+            )
+        target_A = np.zeros(len(labels.names), dtype=np.float32)
+        target_A[list(known)] = list(known.values())
+        return target_A
+
+    def build(self, encoder: Encoder, labels: Labels) -> nn.Module:
+        """Pooler and two-layer head over the answers (VLMo, BEiT-3)."""
+        dim = encoder.config.dim
+        head = nn.Sequential(Pooler(width_of(self.config.pool, dim), dim), MLPHead(dim, dim, len(labels.names)))
+        return Choosing("vqa", "pair", encoder, self.config.pool, head, binary_cross_entropy)
+
+    def read(self, outputs_XF: Tensor, labels: Labels) -> list[Ranked]:
+        """The most probable answers; each answer has a probability of its own."""
+        return rank(torch.sigmoid(outputs_XF.float()), labels)
+
+    def score(self, records: Sequence[Record], answers: Sequence[Ranked]) -> Scores:
+        """VQA accuracy, of all and by answer type and question type (GT-Vision-Lab/VQA)."""
+        values = np.array([_accuracy(r, a.labels[0]) for r, a in zip(records, answers, strict=True)])
+        metrics = {"accuracy": Values(values)}
+        for kind, prefix in (("answer_type", "accuracy"), ("question_type", "question")):
+            types = np.array([str(r.facts.get(kind, "")) for r in records])
+            metrics |= {f"{prefix}/{t}": Values(values[types == t]) for t in sorted(set(types.tolist()) - {""})}
+        return Scores(metrics)
+
+    def write_submission(self, records: Sequence[Record], answers: Sequence[Ranked], path: Path) -> None:
+        """The JSON list that the VQA server takes."""
+        found = [
+            {"question_id": required(r, "id"), "answer": a.labels[0]} for r, a in zip(records, answers, strict=True)
+        ]
+        write_text(path, json.dumps(found, ensure_ascii=False))
+
+    def truth(self, example: Example | Record) -> str | None:
+        """The most common human answer, or the one with the highest score."""
+        scores = example.facts.get("scores")
+        return max(scores, key=scores.get) if scores else example.facts.get("answer")
+
+
+def read_answers(path: Path) -> tuple[str, ...]:
+    """The answers in a file, in the order of their numbers. Raises DataError if it holds no such list."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"task.answers: {path} can't be read as JSON: {error}") from error
+    if isinstance(found, dict) and sorted(found.values()) == list(range(len(found))):
+        found = sorted(found, key=lambda answer: found[answer])
+    if not isinstance(found, list) or not found or not all(isinstance(answer, str) for answer in found):
+        raise DataError(f"task.answers: {path} holds no JSON list of answers, and no object answer -> 0, 1, 2, ...")
+    if len(set(found)) < len(found):
+        twice = next(answer for answer in found if found.count(answer) > 1)
+        raise DataError(f"task.answers: {path} holds '{twice}' twice")
+    return tuple(found)
+
+
+def _scores(facts: Mapping[str, Any], known: Mapping[str, int]) -> Mapping[str, float] | None:
+    """The soft score of every answer as it is written; those outside of the list with 0; null where hidden."""
+    if "scores" in facts:
+        return facts["scores"]  # type: ignore[no-any-return]
+    if "answers" not in facts:
+        return None
+    return dict.fromkeys(facts["answers"], 0.0) | soft_targets(facts["answers"], known)
+
+
+def _accuracy(record: Record, answer: str) -> float:
+    if "scores" in record.facts:
+        return float(record.facts["scores"].get(answer, 0.0))
+    return vqa_accuracy(answer, required(record, "answers"))
+
+
+def open_task(config: Config) -> VQA:
+    """The task."""
+    return VQA(config)

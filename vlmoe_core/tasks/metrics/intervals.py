@@ -1,0 +1,127 @@
+"""How sure is a mean: percentile bootstrap intervals, and a paired test of two models on the same examples.
+
+To resample N examples is to draw how often each distinct value occurs, one multinomial draw a sample. That is the same
+bootstrap, and it costs the number of distinct values, not N: five for VQA, two for an accuracy.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vlmoe_core.errors import DataError
+
+CHUNK = 1 << 20
+"""Most counts that are drawn at once (8 bytes each)."""
+
+Groups = Sequence[str] | Sequence[int] | NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same examples."""
+
+    difference: float
+    """Mean of a minus mean of b."""
+    interval: tuple[float, float]
+    """Bootstrap interval of the difference."""
+    p_value: float
+    """Two-sided: how often random signs of the differences give a mean as far from 0."""
+
+
+@dataclass(frozen=True)
+class _Units:
+    """What is drawn as one: an example or a group. Equal units stand here once, with their number."""
+
+    sums: NDArray[np.float64]
+    """Sum of the values of the unit (U,)."""
+    sizes: NDArray[np.float64]
+    """Number of its examples (U,)."""
+    counts: NDArray[np.int64]
+    """How many such units there are (U,)."""
+
+
+def bootstrap(
+    values: ArrayLike, groups: Groups | None = None, *, seed: int = 0, samples: int = 2000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval (low, high) of the mean of per-example values (N,).
+
+    With `groups` (N,), whole groups are drawn (the captions of a picture, the examples of a statement), and the mean is
+    over the examples of those drawn. The same seed gives the same interval, in whatever order the examples are.
+    DataError if there is no value, or not one group for each.
+    """
+    units = _units(_numbers(values), groups)
+    shares = units.counts / units.counts.sum()
+    rng = np.random.default_rng(seed)
+    means = []
+    for rows in _chunks(samples, len(shares)):
+        drawn = rng.multinomial(units.counts.sum(), shares, size=rows)
+        means.append((drawn @ units.sums) / (drawn @ units.sizes))
+    low, high = np.quantile(np.concatenate(means), ((1 - level) / 2, (1 + level) / 2))
+    return float(low), float(high)
+
+
+def paired_test(
+    a: ArrayLike,
+    b: ArrayLike,
+    groups: Groups | None = None,
+    *,
+    seed: int = 0,
+    samples: int = 2000,
+    level: float = 0.95,
+) -> Comparison:
+    """Compare two models by their values (N,) on the same examples, in the same order.
+
+    The p-value is of the sign-flip permutation test: (1 + flips at least as far from 0) / (1 + samples); groups are
+    flipped as a whole. DataError if there is no value, or not one of b and of `groups` for each of a.
+    """
+    first, second = _numbers(a), _numbers(b)
+    if len(first) != len(second):
+        raise DataError(f"{len(first)} and {len(second)} examples can't be paired: evaluate both on the same ones")
+    difference = first - second
+    interval = bootstrap(difference, groups, seed=seed, samples=samples, level=level)
+    p_value = _sign_flip(_units(difference, groups), seed, samples)
+    return Comparison(float(difference.mean()), interval, p_value)
+
+
+def _numbers(values: ArrayLike) -> NDArray[np.float64]:
+    numbers = np.asarray(values, dtype=np.float64)
+    if numbers.ndim != 1 or not len(numbers):
+        raise DataError(f"an interval needs one value for each example (N,), not values of shape {numbers.shape}")
+    return numbers
+
+
+def _units(values: NDArray[np.float64], groups: Groups | None) -> _Units:
+    sums, sizes = values, np.ones_like(values)
+    if groups is not None:
+        if len(groups) != len(values):
+            raise DataError(f"{len(values)} values but {len(groups)} groups: give one for each")
+        _, group_N = np.unique(np.asarray(groups), return_inverse=True)
+        sums, sizes = _totals(values, group_N), _totals(sizes, group_N)
+    # Rounded, so that 0.9 - 0.6 and 0.3 are one value.
+    pairs, counts = np.unique(np.stack((sums.round(12), sizes), axis=1), axis=0, return_counts=True)
+    return _Units(pairs[:, 0], pairs[:, 1], counts)
+
+
+def _totals(values: NDArray[np.float64], group_N: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.bincount(group_N, weights=values).astype(np.float64)
+
+
+def _sign_flip(units: _Units, seed: int, samples: int) -> float:
+    rng = np.random.default_rng(seed)
+    observed = abs(float(units.counts @ units.sums))
+    # Sums that differ by rounding only are equally far.
+    as_far = observed - 1e-9 * float(units.counts @ np.abs(units.sums))
+    further = 0
+    for rows in _chunks(samples, len(units.counts)):
+        positive = rng.binomial(units.counts, 0.5, size=(rows, len(units.counts)))
+        further += int((np.abs((2 * positive - units.counts) @ units.sums) >= as_far).sum())
+    return (1 + further) / (1 + samples)
+
+
+def _chunks(samples: int, width: int) -> Iterator[int]:
+    """Numbers of samples that add up to `samples`, each with at most CHUNK counts where `width` allows it."""
+    step = max(1, CHUNK // width)
+    for start in range(0, samples, step):
+        yield min(step, samples - start)

@@ -1,0 +1,180 @@
+"""What a downstream task is: its labels, its target, its head and loss, its score, its submission file."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vlmoe_core.config import nearest, plugin_module, plugin_names
+from vlmoe_core.data.config import StreamName
+from vlmoe_core.data.example import Example, Record
+from vlmoe_core.errors import DataError, UsageError
+from vlmoe_core.model.encoder import Encoder
+from vlmoe_core.tasks.config import ALIASES, TASKS, TaskConfig
+from vlmoe_core.tasks.labels import Labels
+from vlmoe_core.tasks.metrics.intervals import bootstrap
+
+MOST_RANKED = 5
+"""Labels that are kept of each example, the most probable ones."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """What a model answers to one example."""
+
+    labels: tuple[str, ...]
+    """The most probable labels, the best first."""
+    probabilities: tuple[float, ...]
+    """Theirs."""
+
+
+@dataclass(frozen=True)
+class Values:
+    """One metric, example by example."""
+
+    values: NDArray[np.float64]
+    """(N,) from 0 to 1; their mean is the metric."""
+    groups: NDArray[np.int64] | None = None
+    """(N,) values of the same group are drawn together for the interval; null: each is drawn alone."""
+
+    @property
+    def percent(self) -> float:
+        """The metric, in percent."""
+        return 100 * float(self.values.mean())
+
+    def interval(self) -> tuple[float, float]:
+        """Its 95 % bootstrap interval, in percent."""
+        low, high = bootstrap(self.values, groups=self.groups)
+        return 100 * low, 100 * high
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model reaches on a split."""
+
+    metrics: Mapping[str, Values]
+    """By name; the first one is the task's main metric."""
+    totals: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Sums and means over other metrics: name -> their names; `rsum` is a sum, others are means."""
+
+    @property
+    def main(self) -> Values:
+        """The main metric."""
+        return next(iter(self.metrics.values()))
+
+    def percents(self) -> dict[str, float]:
+        """Every metric and total, in percent."""
+        found = {name: values.percent for name, values in self.metrics.items()}
+        for name, parts in self.totals.items():
+            total = sum(found[part] for part in parts)
+            found[name] = total if name == "rsum" else total / len(parts)
+        return found
+
+
+class Task(ABC):
+    """A downstream task. Each file in tasks/kinds has one, as `open_task(config)`."""
+
+    stream: ClassVar[StreamName]
+    """The stream of its examples."""
+    inputs: ClassVar[tuple[StreamName, ...]]
+    """What the encoder is run on; parameters that none of it meets are frozen."""
+    best: ClassVar[str]
+    """The metric that chooses the best checkpoint; higher is better."""
+    tested: ClassVar[str]
+    """The metric by which two models are compared example by example."""
+    blind: ClassVar[str | None] = None
+    """What the baseline that sees the text alone is called; null: the task has none."""
+    needs_whole_batch: ClassVar[bool] = False
+    """The loss compares the examples of a step with each other, so that accumulation would change it."""
+
+    @abstractmethod
+    def find_labels(self, train: Iterable[Example], held_out: Iterable[Example]) -> Labels:
+        """The labels of the head, from the records of the training and of the held-out data."""
+
+    @abstractmethod
+    def target(self, example: Example, labels: Labels, training: bool) -> NDArray[np.generic] | None:
+        """What the model must predict; null: the example does not tell.
+
+        Raises DataError, without a name, for a label that is not in the list.
+        """
+
+    @abstractmethod
+    def build(self, encoder: Encoder, labels: Labels) -> nn.Module:
+        """The objective: encoder, head and loss. Its `outputs` are what `read` reads."""
+
+    @abstractmethod
+    def read(self, outputs_XF: Tensor, labels: Labels) -> list[Any]:
+        """What the model answers to each example, small enough to be gathered."""
+
+    @abstractmethod
+    def score(self, records: Sequence[Record], answers: Sequence[Any]) -> Scores:
+        """The metrics. Raises DataError, naming an example, where the truth is not known."""
+
+    @abstractmethod
+    def write_submission(self, records: Sequence[Record], answers: Sequence[Any], path: Path) -> None:
+        """Write the answers as the task's public server takes them."""
+
+    def can_score(self, records: Sequence[Record]) -> bool:
+        """Whether the truth is known."""
+        return not records or any(key in records[0].facts for key in ("label", "answers", "scores"))
+
+    def truth(self, example: Example | Record) -> str | None:
+        """The label that a baseline learns from an example; null: none."""
+        return example.facts.get("label")
+
+    def chance(self, records: Sequence[Record]) -> Mapping[str, float]:
+        """What guessing at random reaches, in percent, by metric; for tasks whose labels have no majority."""
+        return {}
+
+
+def open_task(config: TaskConfig) -> Task:
+    """The task that a config names."""
+    task: Task = plugin_module(TASKS, config.name).open_task(config)
+    return task
+
+
+def named_task(word: str) -> str:
+    """The task that a word means, an alias or a name. Raises UsageError for any other word."""
+    name, known = ALIASES.get(word, word), plugin_names(TASKS)
+    if name not in known:
+        raise UsageError(f"no task '{word}'; {nearest(word, [*known, *ALIASES])}")
+    return name
+
+
+def rank(probabilities_XA: Tensor, labels: Labels) -> list[Ranked]:
+    """The most probable labels of each example."""
+    best = probabilities_XA.topk(min(MOST_RANKED, len(labels.names)))
+    return [
+        Ranked(tuple(labels.names[i] for i in numbers), tuple(values))
+        for numbers, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+
+
+def by_subset(name: str, values: Values, records: Sequence[Record]) -> dict[str, Values]:
+    """A metric of all examples, and of each subset that they name."""
+    subsets = np.array([str(r.facts.get("subset", "")) for r in records])
+    parts = {f"{name}/{s}": Values(values.values[subsets == s]) for s in sorted(set(subsets.tolist()) - {""})}
+    return {name: values} | parts
+
+
+def required(record: Record, key: str) -> Any:
+    """A fact of an example. Raises DataError, naming the example, where it is hidden."""
+    if key not in record.facts:
+        raise DataError(
+            f"{record.name}: holds no '{key}', so it can't be scored; --submission FILE writes the answers for the "
+            "task's server instead"
+        )
+    return record.facts[key]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a submission file. Raises UsageError if that can't be done."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"the submission can't be written to {path}: {error.strerror}; choose another file") from error

@@ -1,0 +1,217 @@
+"""A finetuned model on a whole split: metrics with intervals, baselines, another model beside it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import Accelerator
+
+from vlmoe_core.data.config import SPLITS, DataConfig, SplitConfig
+from vlmoe_core.data.example import Example, Record
+from vlmoe_core.data.loader import load_all
+from vlmoe_core.errors import DataError, RecipeError, UsageError
+from vlmoe_core.recipe.config import Recipe
+from vlmoe_core.recipe.load import read_recipe
+from vlmoe_core.recipe.mistakes import validated
+from vlmoe_core.tasks.baselines import Baseline as BaselineModel
+from vlmoe_core.tasks.baselines import Majority, TextOnly
+from vlmoe_core.tasks.metrics.intervals import paired_test
+from vlmoe_core.tasks.task import Ranked, Scores, Task, open_task
+from vlmoe_core.train.build import whole_dataset
+from vlmoe_core.train.evaluate import Answers, evaluate
+from vlmoe_core.train.fitting import records
+from vlmoe_core.train.health import RouterHealth
+from vlmoe_core.train.parallel import meets_on_cpu, refuse_broken, started_processes
+from vlmoe_core.train.reporter import Reporter
+from vlmoe_core.train.trained import Trained
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a model is scored on."""
+
+    data: DataConfig
+    """The data; by default that of the model's recipe."""
+    split: str
+    """train, eval or test."""
+    limit: int | None = None
+    """At most so many examples; null: all."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a model reaches."""
+
+    records: Sequence[Record]
+    """The examples."""
+    answers: Sequence[Any]
+    """What the model answers to each."""
+    losses: Mapping[str, float]
+    """Held-out losses and the routers' health."""
+    broken: int
+    """Examples that were skipped as broken."""
+
+
+def ask(trained: Trained, data: str | None, split: str | None, limit: int | None, on_error: str | None) -> Asked:
+    """What the command line asks for.
+
+    Args:
+        trained: the model.
+        data: a recipe whose data is taken; null: the model's own.
+        split: train, eval or test; null: test where there is one, else eval.
+        limit: at most so many examples.
+        on_error: raise or skip; null: as the data says.
+    """
+    assert trained.recipe.task is not None
+    found = trained.recipe.data if data is None else _data_of(data)
+    if on_error is not None:
+        if on_error not in ("raise", "skip"):
+            raise UsageError(f"--on-error {on_error}: give raise or skip")
+        found = found.model_copy(update={"on_error": on_error})
+    return Asked(found, choose_split(found, open_task(trained.recipe.task), split), limit)
+
+
+def _data_of(recipe: str) -> DataConfig:
+    read = read_recipe(recipe)
+    data = read.tree.child("data")
+    if data is None:
+        raise RecipeError(f"{read.path} has no 'data'")
+    return validated(DataConfig, data, str(read.path))
+
+
+def choose_split(data: DataConfig, task: Task, wanted: str | None) -> str:
+    """The split to score on: the one that is wanted, else test, else eval.
+
+    Raises UsageError where there is none of that name, or none at all.
+    """
+    there = [name for name in reversed(SPLITS) if getattr(getattr(data, name), task.stream)]
+    if wanted is not None and wanted not in there:
+        raise UsageError(
+            f"--split {wanted}: data.{wanted}.{task.stream} has no source; these have: {', '.join(there) or 'none'}"
+        )
+    held_out = [name for name in there if name != "train"]
+    if wanted is None and not held_out:
+        raise UsageError(f"the recipe has no data.test.{task.stream} and no data.eval.{task.stream}; give --data")
+    return wanted or held_out[0]
+
+
+def answer_all(trained: Trained, asked: Asked, accelerator: Accelerator, reporter: Reporter) -> Evaluated:
+    """Let a model answer every example of a split; the processes share them.
+
+    Without a capacity in evaluation the answers don't depend on how the examples are cut into batches.
+
+    Raises DataError for a broken example where `data.on_error` is `raise`.
+    """
+    recipe = trained.recipe.model_copy(update={"data": asked.data})
+    assert recipe.task is not None
+    dataset = whole_dataset(recipe, split_of(asked), trained.tokenizers, asked.limit)
+    ranks, rank = accelerator.num_processes, accelerator.process_index
+    total = -(-(dataset.limit or 0) // dataset.sizes[open_task(recipe.task).stream])
+    objective = trained.objective.to(accelerator.device)
+    answers = Answers(open_task(recipe.task), trained.tokenizers.labels)
+    broken: list[str] = []
+
+    def micros() -> Any:
+        numbers = range(rank, max(total, ranks), ranks)
+        here = started_processes("LOCAL_WORLD_SIZE")
+        for done, micro in enumerate(load_all(dataset, numbers, recipe.data, here), start=1):
+            broken.extend(micro.broken)
+            yield micro
+            reporter.advanced(done)
+
+    reporter.counted(len(range(rank, max(total, ranks), ranks)))
+    losses = evaluate(objective, micros(), accelerator.device, RouterHealth(), answers)
+    if recipe.data.on_error == "raise":
+        refuse_broken(broken)
+    found, said = answers.gather()
+    if not found:
+        raise DataError(f"data.{asked.split} has no readable example")
+    return Evaluated(found, said, losses, len(broken))
+
+
+def split_of(asked: Asked) -> SplitConfig:
+    """The sources of the split."""
+    split: SplitConfig = getattr(asked.data, asked.split)
+    return split
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What a predictor without pictures reaches."""
+
+    name: str
+    """majority, or what the task calls the one that sees the text."""
+    scores: Scores
+    """Its metrics on the same examples."""
+
+
+def baselines(recipe: Recipe, evaluated: Evaluated) -> list[Baseline]:
+    """The best constant answer and the best answer from the text alone, both fitted on `data.train`.
+
+    Raises DataError where the training data can't be opened.
+    """
+    assert recipe.task is not None
+    task = open_task(recipe.task)
+    learned = [(_text_of(task, e), truth) for e in records(recipe, recipe.data.train) if (truth := task.truth(e))]
+    if not learned:
+        return []
+    texts, truths = [text for text, _ in learned], [truth for _, truth in learned]
+    asked = [_text_of(task, r) for r in evaluated.records]
+    fitted: dict[str, BaselineModel] = {"majority": Majority.fit(texts, truths)}
+    if task.blind:
+        fitted[task.blind] = TextOnly.fit(texts, truths)
+    return [
+        Baseline(name, task.score(evaluated.records, [Ranked((model.predict(text),), (1.0,)) for text in asked]))
+        for name, model in fitted.items()
+    ]
+
+
+def _text_of(task: Task, example: Example | Record) -> str:
+    """What a baseline may read: a question, a statement, a hypothesis."""
+    return (example.second_text if task.stream == "text" else example.text) or ""
+
+
+def comparison(task: Task, first: Evaluated, second: Evaluated, other: Trained) -> dict[str, Any]:
+    """A paired test of two models on the same examples, in percentage points: the first less the other.
+
+    Raises UsageError where they answered different examples.
+    """
+    if [r.name for r in first.records] != [r.name for r in second.records]:
+        raise UsageError("the two models answered different examples; give both the same --data, --split and --limit")
+    a, b = (task.score(one.records, one.answers).metrics[task.tested] for one in (first, second))
+    found = paired_test(a.values, b.values, a.groups)
+    low, high = found.interval
+    return {
+        "other": str(other.path),
+        "metric": task.tested,
+        "other_percent": b.percent,
+        "difference": 100 * found.difference,
+        "interval": (100 * low, 100 * high),
+        "p_value": found.p_value,
+    }
+
+
+def report(
+    task: Task, trained: Trained, asked: Asked, evaluated: Evaluated, found: Sequence[Baseline]
+) -> dict[str, Any]:
+    """What `vlmoe eval --json` prints; accuracies and recalls in percent."""
+    scores = task.score(evaluated.records, evaluated.answers)
+    return {
+        "task": trained.recipe.task.name if trained.recipe.task else "",
+        "model": str(trained.path),
+        "split": asked.split,
+        "n": len(evaluated.records),
+        "metrics": scores.percents(),
+        "intervals": {name: values.interval() for name, values in scores.metrics.items()},
+        "baselines": {one.name: one.scores.percents() for one in found}
+        | ({"chance": dict(chance)} if (chance := task.chance(evaluated.records)) else {}),
+        "baseline_intervals": {
+            one.name: {name: values.interval() for name, values in one.scores.metrics.items()} for one in found
+        },
+        "broken": evaluated.broken,
+    }
+
+
+def accelerator_of() -> Accelerator:
+    """The process's place among those that score together."""
+    return Accelerator(cpu=meets_on_cpu())

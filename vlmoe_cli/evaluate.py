@@ -66,7 +66,7 @@ def evaluate(
     if submission is not None:
         kind.write_submission(evaluated.records, evaluated.answers, submission)
         out.text(f"{len(evaluated.records):,} answers written: {submission}")
-        if not kind.can_score(evaluated.records):
+        if evaluated.scores is None:
             out.data({"task": name, "model": trained.path, "n": len(evaluated.records), "submission": submission})
             return
     try:

@@ -45,6 +45,18 @@ class Encoded:
         """(T, D) of the text tokens."""
         return self.states_TD[self.layout.num_image_tokens :]
 
+    @property
+    def image_cls_ID(self) -> Tensor:
+        """(I, D) of each image's [CLS]."""
+        return self.image_states_IND[:, 0]
+
+    @property
+    def text_cls_SD(self) -> Tensor:
+        """(S, D) of each text's [CLS], of a batch in which every sequence has a text."""
+        sequence_T = self.layout.sequence_T[self.layout.num_image_tokens :]
+        starts_S = torch.searchsorted(sequence_T, torch.arange(self.layout.num_sequences, device=sequence_T.device))
+        return self.text_states_TD.index_select(0, starts_S)
+
 
 class Encoder(nn.Module):
     """Vision-language transformer with modality feed-forward networks, dense or sparse (VL-MoE, 2303.07226, section 3).

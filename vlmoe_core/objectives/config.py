@@ -44,5 +44,10 @@ class ObjectiveConfig(Config):
     name: str
     """The objective: a file name in vlmoe_core/objectives/kinds."""
 
+    @property
+    def needs_whole_batch(self) -> bool:
+        """The loss compares the examples of a step with each other, so that accumulation would change it."""
+        return False
+
 
 Objective = Annotated[ObjectiveConfig, *plugin_field(Plugin("vlmoe_core.objectives.kinds", "name"))]

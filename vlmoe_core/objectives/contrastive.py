@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from vlmoe_core.data.batch import Batch
 from vlmoe_core.data.config import StreamName
+from vlmoe_core.model.encoder import Encoded
 
 INITIAL_TEMPERATURE = 0.07
 LARGEST_SCALE = 100.0
@@ -69,8 +70,9 @@ def _losses(image_GD: Tensor, text_GD: Tensor, image_ids_G: Tensor, scale: Tenso
     """(G,) of each pair."""
     same_GG = (image_ids_G[:, None] == image_ids_G).to(image_GD.dtype)
     target_GG = same_GG / same_GG.sum(1, keepdim=True).clamp(min=1)
+    dtype = torch.promote_types(image_GD.dtype, torch.float32)
     with torch.autocast(image_GD.device.type, enabled=False):
-        logits_GG = (scale * (image_GD.float() @ text_GD.float().T)).to(torch.promote_types(scale.dtype, torch.float32))
+        logits_GG = scale.to(dtype) * (image_GD.to(dtype) @ text_GD.to(dtype).T)
         to_text = F.cross_entropy(logits_GG, target_GG.to(logits_GG.dtype), reduction="none")
         to_image = F.cross_entropy(logits_GG.T, target_GG.to(logits_GG.dtype), reduction="none")
     return (to_text + to_image) / 2
@@ -87,6 +89,11 @@ def _gathered(part: Tensor) -> list[Tensor]:
     parts = [torch.empty_like(padded) for _ in range(ranks)]
     dist.all_gather(parts, padded)
     return [whole[:length] for whole, length in zip(parts, lengths, strict=True)]
+
+
+def pool_cls(encoded: Encoded) -> Tensor:
+    """(S, D) final states of [CLS] of a batch of images alone or of texts alone."""
+    return encoded.image_cls_ID if encoded.layout.num_image_tokens else encoded.text_cls_SD
 
 
 def alone(batch: Batch) -> dict[StreamName, Batch]:

@@ -24,6 +24,16 @@ class Part:
     """The streams whose examples it is computed from."""
 
 
+def added(parts: Mapping[str, Part], more: Mapping[str, Part]) -> dict[str, Part]:
+    """The parts of two losses; of those that both have, sums and counts are added."""
+    both = {
+        name: replace(parts[name], sum=parts[name].sum + part.sum, count=parts[name].count + part.count)
+        for name, part in more.items()
+        if name in parts
+    }
+    return {**parts, **more, **both}
+
+
 @dataclass(frozen=True)
 class Loss:
     """What an objective returns for one micro-batch."""

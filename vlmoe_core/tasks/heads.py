@@ -12,25 +12,44 @@ from vlmoe_core.model.block import EPS
 from vlmoe_core.model.encoder import Encoded
 
 Head = TypeVar("Head", bound=nn.Module)
-Pool = Literal["image", "text", "both", "mean"]
-"""Which final states speak for a sequence: [CLS] of the image, of the text, both side by side, or the mean of the
-patches."""
+Pool = Literal["image", "text", "both", "mean", "means"]
+"""Which final states speak for a sequence: [CLS] of the image, of the text, both side by side, the mean of the patches,
+or the means of patches and of text tokens side by side."""
 
 
 def pool(encoded: Encoded, which: Pool) -> Tensor:
-    """(S, D), for `both` (S, 2 D), of a batch in which every sequence has what is asked for."""
+    """(S, F), F = `width_of`, of a batch in which every sequence has what is asked for."""
+    match which:
+        case "image":
+            return encoded.image_cls_ID
+        case "text":
+            return encoded.text_cls_SD
+        case "both":
+            return torch.cat([encoded.image_cls_ID, encoded.text_cls_SD], dim=-1)
+        case "mean":
+            return _mean_of_patches(encoded)
+        case "means":
+            return torch.cat([_mean_of_patches(encoded), _mean_of_texts(encoded)], dim=-1)
+
+
+def _mean_of_patches(encoded: Encoded) -> Tensor:
+    """(S, D) mean of the patches of each sequence."""
+    return encoded.image_states_IND[:, 1:].mean(1)
+
+
+def _mean_of_texts(encoded: Encoded) -> Tensor:
+    """(S, D) mean of the text tokens of each sequence."""
     layout = encoded.layout
-    if which == "mean":
-        return encoded.image_states_IND[:, 1:].mean(1)
-    states_SLD = layout.to_sequences(encoded.states_TD)
-    text_start = layout.image_length if layout.num_image_tokens else 0
-    picked = {"image": (0,), "text": (text_start,), "both": (0, text_start)}[which]
-    return torch.cat([states_SLD[:, place] for place in picked], dim=-1)
+    states_TD = encoded.text_states_TD
+    sequence_T = layout.sequence_T[layout.num_image_tokens :]
+    sums_SD = states_TD.new_zeros(layout.num_sequences, states_TD.shape[1]).index_add(0, sequence_T, states_TD)
+    counts_S = states_TD.new_zeros(layout.num_sequences).index_add(0, sequence_T, torch.ones_like(states_TD[:, 0]))
+    return sums_SD / counts_S[:, None].clamp(min=1)
 
 
 def width_of(which: Pool, dim: int) -> int:
     """Features of a sequence."""
-    return 2 * dim if which == "both" else dim
+    return 2 * dim if which in ("both", "means") else dim
 
 
 class Pooler(nn.Module):

@@ -91,9 +91,11 @@ def _num_known(batch: Batch) -> int:
     return 0 if batch.targets is None else batch.num_examples
 
 
-def cross_entropy(logits_XA: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+def cross_entropy(logits_XA: Tensor, targets: Tensor) -> Tensor:
     """The sum over examples; targets are numbers of labels (X,) or probabilities (X, A)."""
-    return F.cross_entropy(logits_XA, targets, reduction="sum", label_smoothing=smoothing)
+    if targets.is_floating_point():
+        targets = targets.to(logits_XA.dtype)
+    return F.cross_entropy(logits_XA, targets, reduction="sum")
 
 
 def binary_cross_entropy(logits_XA: Tensor, targets_XA: Tensor) -> Tensor:

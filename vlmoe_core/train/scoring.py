@@ -1,28 +1,30 @@
 """A finetuned model on a whole split: metrics with intervals, baselines, another model beside it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from accelerate import Accelerator
 
-from vlmoe_core.data.config import SPLITS, DataConfig, SplitConfig
+from vlmoe_core.data.config import SPLITS, DataConfig, SplitConfig, StreamName
 from vlmoe_core.data.example import Example, Record
-from vlmoe_core.data.loader import load_all
+from vlmoe_core.data.loader import MicroBatch, MicroBatches, load_all
 from vlmoe_core.errors import DataError, RecipeError, UsageError
 from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.recipe.load import read_recipe
 from vlmoe_core.recipe.mistakes import validated
 from vlmoe_core.tasks.baselines import Baseline as BaselineModel
 from vlmoe_core.tasks.baselines import Majority, TextOnly
+from vlmoe_core.tasks.kinds.retrieval import Matching, gallery_of, recall_scores, with_reranked
 from vlmoe_core.tasks.metrics.intervals import paired_test
 from vlmoe_core.tasks.task import Ranked, Scores, Task, open_task
 from vlmoe_core.train.build import whole_dataset
 from vlmoe_core.train.evaluate import Answers, evaluate
 from vlmoe_core.train.fitting import records
 from vlmoe_core.train.health import RouterHealth
-from vlmoe_core.train.parallel import meets_on_cpu, refuse_broken, started_processes
+from vlmoe_core.train.parallel import gather_objects, meets_on_cpu, refuse_broken, started_processes
 from vlmoe_core.train.reporter import Reporter
+from vlmoe_core.train.reranking import joined, rerank
 from vlmoe_core.train.trained import Trained
 
 
@@ -46,6 +48,8 @@ class Evaluated:
     """The examples."""
     answers: Sequence[Any]
     """What the model answers to each."""
+    scores: Scores | None
+    """The metrics; null where the truth is not known."""
     losses: Mapping[str, float]
     """Held-out losses and the routers' health."""
     broken: int
@@ -104,29 +108,56 @@ def answer_all(trained: Trained, asked: Asked, accelerator: Accelerator, reporte
     """
     recipe = trained.recipe.model_copy(update={"data": asked.data})
     assert recipe.task is not None
+    task = open_task(recipe.task)
     dataset = whole_dataset(recipe, split_of(asked), trained.tokenizers, asked.limit)
-    ranks, rank = accelerator.num_processes, accelerator.process_index
-    total = -(-(dataset.limit or 0) // dataset.sizes[open_task(recipe.task).stream])
+    share = _Share(dataset, task.stream, accelerator.process_index, accelerator.num_processes)
     objective = trained.objective.to(accelerator.device)
-    answers = Answers(open_task(recipe.task), trained.tokenizers.labels)
+    answers = Answers(task, trained.tokenizers.labels)
     broken: list[str] = []
-
-    def micros() -> Any:
-        numbers = range(rank, max(total, ranks), ranks)
-        here = started_processes("LOCAL_WORLD_SIZE")
-        for done, micro in enumerate(load_all(dataset, numbers, recipe.data, here), start=1):
-            broken.extend(micro.broken)
-            yield micro
-            reporter.advanced(done)
-
-    reporter.counted(len(range(rank, max(total, ranks), ranks)))
-    losses = evaluate(objective, micros(), accelerator.device, RouterHealth(), answers)
+    micros = _told(share.micros(recipe.data), len(share.numbers), broken, reporter)
+    losses = evaluate(objective, micros, accelerator.device, RouterHealth(), answers)
     if recipe.data.on_error == "raise":
         refuse_broken(broken)
     found, said = answers.gather()
     if not found:
         raise DataError(f"data.{asked.split} has no readable example")
-    return Evaluated(found, said, losses, len(broken))
+    scores = task.score(found, said) if task.can_score(found) else None
+    if isinstance(objective, Matching) and objective.config.itm_weight and objective.config.rerank:
+        reporter.note(f"ranking the best {objective.config.rerank} of each query anew")
+        pairs = joined(_Share(dataset, task.stream, 0, 1).micros(recipe.data))
+        size = dataset.sizes[task.stream]
+        ranks = rerank(objective, gallery_of(found, said), pairs, size, share.rank, share.ranks)
+        scores = with_reranked(recall_scores(ranks, gallery_of(found, said)), scores)
+    return Evaluated(found, said, scores, losses, sum(gather_objects(len(broken))))
+
+
+@dataclass(frozen=True)
+class _Share:
+    """The micro-batches of a split that one of several processes computes."""
+
+    dataset: MicroBatches
+    stream: StreamName
+    rank: int
+    ranks: int
+
+    @property
+    def numbers(self) -> range:
+        """At least one, which may be empty."""
+        total = -(-(self.dataset.limit or 0) // self.dataset.sizes[self.stream])
+        return range(self.rank, max(total, self.ranks), self.ranks)
+
+    def micros(self, data: DataConfig) -> Iterator[MicroBatch]:
+        """The micro-batches, in order."""
+        return load_all(self.dataset, self.numbers, data, started_processes("LOCAL_WORLD_SIZE"))
+
+
+def _told(micros: Iterable[MicroBatch], count: int, broken: list[str], reporter: Reporter) -> Iterator[MicroBatch]:
+    """The same micro-batches; tells how many are done, and adds the messages of broken examples to `broken`."""
+    reporter.counted(count)
+    for done, micro in enumerate(micros, start=1):
+        broken.extend(micro.broken)
+        yield micro
+        reporter.advanced(done)
 
 
 def split_of(asked: Asked) -> SplitConfig:
@@ -178,7 +209,9 @@ def comparison(task: Task, first: Evaluated, second: Evaluated, other: Trained) 
     """
     if [r.name for r in first.records] != [r.name for r in second.records]:
         raise UsageError("the two models answered different examples; give both the same --data, --split and --limit")
-    a, b = (task.score(one.records, one.answers).metrics[task.tested] for one in (first, second))
+    assert first.scores is not None
+    assert second.scores is not None
+    a, b = first.scores.metrics[task.tested], second.scores.metrics[task.tested]
     found = paired_test(a.values, b.values, a.groups)
     low, high = found.interval
     return {
@@ -195,7 +228,8 @@ def report(
     task: Task, trained: Trained, asked: Asked, evaluated: Evaluated, found: Sequence[Baseline]
 ) -> dict[str, Any]:
     """What `vlmoe eval --json` prints; accuracies and recalls in percent."""
-    scores = task.score(evaluated.records, evaluated.answers)
+    scores = evaluated.scores
+    assert scores is not None, "only what has a truth is reported"
     return {
         "task": trained.recipe.task.name if trained.recipe.task else "",
         "model": str(trained.path),

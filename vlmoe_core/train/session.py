@@ -135,10 +135,11 @@ def open_session(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) 
 
 def _refuse_accumulation(recipe: Recipe, ranks: int) -> None:
     """Raises RecipeError where examples of a step are compared with each other, but not computed at the same time."""
-    if recipe.task is None or not open_task(recipe.task).needs_whole_batch or recipe.batch.num_micro == ranks:
+    aim = open_task(recipe.task) if recipe.task else recipe.objective
+    if aim is None or not aim.needs_whole_batch or recipe.batch.num_micro == ranks:
         return
     raise RecipeError(
-        f"task {recipe.task.name} compares all examples of a step, which {recipe.batch.num_micro} micro-batches on "
+        f"image-text contrast compares all examples of a step, which {recipe.batch.num_micro} micro-batches on "
         f"{ranks} processes would cut into parts; set batch.micro so that size / micro is {ranks}"
     )
 

@@ -13,14 +13,16 @@ from torch.nn import functional as F
 
 from vlmoe_core.config import Config as BaseConfig
 from vlmoe_core.data.batch import Batch
-from vlmoe_core.data.config import StreamName
+from vlmoe_core.data.config import STREAMS, StreamName
 from vlmoe_core.errors import TokenizerError
 from vlmoe_core.model.block import Routed
 from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.model.encoder import Encoded, Encoder
+from vlmoe_core.model.paths import freeze_unused
 from vlmoe_core.objectives.balance import Balance
 from vlmoe_core.objectives.config import ObjectiveConfig
-from vlmoe_core.objectives.loss import Loss, Part
+from vlmoe_core.objectives.contrastive import ContrastHead, alone, contrast, pool_cls
+from vlmoe_core.objectives.loss import Loss, Part, added
 from vlmoe_core.tokenizers.visual import VisualTokenizer
 
 
@@ -35,6 +37,9 @@ class WeightsConfig(BaseConfig):
     """Hidden words of captions."""
     vlm_image: float = Field(1.0, ge=0)
     """Hidden patches of captioned images."""
+    itc: float = Field(0.0, ge=0)
+    """Contrast of the pair stream's images and captions, each alone with nothing hidden; 0: none (VL-MoE). With it, a
+    stream whose other weights all are 0 is not encoded: contrast alone is LIMoE's pretraining (arXiv 2206.02770)."""
 
 
 class Config(ObjectiveConfig):
@@ -43,7 +48,12 @@ class Config(ObjectiveConfig):
     name: Literal["masked"] = "masked"
     """Masked data modelling."""
     weights: WeightsConfig = WeightsConfig()
-    """Weights of the four losses."""
+    """Weights of the losses."""
+
+    @property
+    def needs_whole_batch(self) -> bool:
+        """Contrast compares all pairs of a step with each other."""
+        return self.weights.itc > 0
 
 
 WORDS: Mapping[StreamName, str] = {"text": "mlm", "pair": "vlm_text"}
@@ -82,6 +92,19 @@ class MaskedModelling(nn.Module):
         self.heads = Heads(encoder.config, vocab_size, codebook_size)
         self.visual = visual
         self.balance = Balance(encoder.config)
+        weights = config.weights
+        sums = {"image": weights.mim, "text": weights.mlm, "pair": weights.vlm_text + weights.vlm_image}
+        self.masked: tuple[StreamName, ...] = STREAMS
+        """Streams that are encoded with what is hidden."""
+        self.contrast = None
+        if weights.itc > 0:
+            self.masked = tuple(stream for stream in STREAMS if sums[stream] > 0)
+            self.contrast = ContrastHead(encoder.config.dim)
+            for head in (self.contrast.image, self.contrast.text):
+                nn.init.trunc_normal_(head.weight, std=encoder.config.init_std)
+            freeze_unused(encoder, {*self.masked, "image", "text"})
+            self.heads.text.requires_grad_(bool({"text", "pair"} & set(self.masked)))
+            self.heads.image.requires_grad_(bool({"image", "pair"} & set(self.masked)))
 
     def forward(self, batches: Mapping[StreamName, Batch]) -> Loss:
         """The losses of one micro-batch; an empty stream adds 0 and gives its parameters zero gradients.
@@ -90,21 +113,47 @@ class MaskedModelling(nn.Module):
 
         Raises TokenizerError where patches are hidden and there is no visual tokenizer.
         """
+        masked = self._masked(batches)
         parts: dict[str, Part] = {}
         routed: dict[StreamName, tuple[Routed, ...]] = {}
-        for stream, batch in batches.items():
+        for stream, batch in masked.items():
             encoded = self.encoder(batch)
             parts |= self._predictions(stream, batch, encoded)
             routed[stream] = encoded.routed
         if self.training:
-            parts |= self.balance.parts(batches, routed)
-        return Loss(parts, tuple((stream, one) for stream, plans in routed.items() for one in plans))
+            parts |= self.balance.parts(masked, routed)
+        told = tuple((stream, one) for stream, plans in routed.items() for one in plans)
+        if self.contrast is None or "pair" not in batches:
+            return Loss(parts, told)
+        contrasted = self._contrasted(self.contrast, batches["pair"])
+        return Loss(added(parts, contrasted.parts), told + contrasted.routed)
 
     def counts(self, batches: Mapping[StreamName, Batch]) -> dict[str, int]:
         """The count of every part, from the masks alone: no forward pass."""
-        counts = {name: batches[s].num_masked_words for s, name in WORDS.items() if s in batches}
-        counts |= {name: batches[s].num_masked_patches for s, name in PATCHES.items() if s in batches}
-        return counts | self.balance.counts(batches)
+        masked = self._masked(batches)
+        counts = {name: masked[s].num_masked_words for s, name in WORDS.items() if s in masked}
+        counts |= {name: masked[s].num_masked_patches for s, name in PATCHES.items() if s in masked}
+        counts |= self.balance.counts(masked)
+        if self.contrast is not None and "pair" in batches:
+            counts["itc"] = batches["pair"].num_examples
+            for name, count in self.balance.counts(alone(batches["pair"])).items():
+                counts[name] = counts.get(name, 0) + count
+        return counts
+
+    def _masked(self, batches: Mapping[StreamName, Batch]) -> dict[StreamName, Batch]:
+        return {stream: batch for stream, batch in batches.items() if stream in self.masked}
+
+    def _contrasted(self, head: ContrastHead, pairs: Batch) -> Loss:
+        """Image-text contrast, and the balance of the layers that images and captions passed alone."""
+        batches = alone(pairs)
+        encoded = {stream: self.encoder(batch) for stream, batch in batches.items()}
+        image_XD, text_XD = head(pool_cls(encoded["image"]), pool_cls(encoded["text"]))
+        total = contrast(image_XD, text_XD, pairs.image_ids, head.scale, over_ranks=self.training)
+        parts = {"itc": Part(total, pairs.num_examples, self.config.weights.itc, ("pair",))}
+        routed = {stream: one.routed for stream, one in encoded.items()}
+        if self.training:
+            parts |= self.balance.parts(batches, routed)
+        return Loss(parts, tuple((stream, one) for stream, plans in routed.items() for one in plans))
 
     @property
     def target_sizes(self) -> dict[str, int]:

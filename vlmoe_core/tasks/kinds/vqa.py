@@ -121,8 +121,9 @@ def read_answers(path: Path) -> tuple[str, ...]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"task.answers: {path} can't be read as JSON: {error}") from error
-    if isinstance(found, dict) and sorted(found.values()) == list(range(len(found))):
-        found = sorted(found, key=lambda answer: found[answer])
+    if isinstance(found, dict) and all(type(n) is int for n in found.values()):
+        in_order = sorted(found, key=lambda answer: found[answer])
+        found = in_order if [found[answer] for answer in in_order] == list(range(len(found))) else None
     if not isinstance(found, list) or not found or not all(isinstance(answer, str) for answer in found):
         raise DataError(f"task.answers: {path} holds no JSON list of answers, and no object answer -> 0, 1, 2, ...")
     if len(set(found)) < len(found):

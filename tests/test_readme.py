@@ -16,6 +16,8 @@ from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.moe.config import ROUTERS, BalanceConfig, MoEConfig
 from vlmoe_core.recipe.tree import plain
 from vlmoe_core.recipe.yaml12 import parse
+from vlmoe_core.tasks.config import TASKS
+from vlmoe_core.train.init import load_run_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -38,7 +40,7 @@ def typed(program: str) -> list[list[str]]:
 
 
 def test_the_first_blocks_install_and_run_and_test() -> None:
-    first, second = blocks("sh")[:2]
+    first, second = blocks("sh")[0], next(block for block in blocks("sh") if "[test]" in block)
     assert "pip install -c constraints.txt -e .\n" in first
     assert first.endswith("vlmoe pretrain recipes/quickstart/pretrain.yaml\n")
     assert second.splitlines()[0] == "pip install -c constraints.txt -e '.[test]'"
@@ -60,11 +62,20 @@ def test_every_verb_and_option_exists() -> None:
 
 
 def test_the_data_example_is_valid() -> None:
-    (text,) = blocks("yaml")
+    text = blocks("yaml")[0]
     data = DataConfig.model_validate(plain(parse(text, "README.md"))["data"])
     shown = [source for stream in ("image", "text", "pair") for source in getattr(data.train, stream)]
     assert {source.source for source in shown} == {"image-folder", "tar", "text", "jsonl", "arrow"}
     assert any(isinstance(source, FilesConfig) for source in shown)
+
+
+def test_the_finetuning_example_is_valid(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(blocks("yaml")[1])
+    recipe = load_run_recipe(str(path), base_of=lambda init: ROOT / "recipes" / "flickr8k" / "pretrain.yaml").recipe
+    assert recipe.task is not None
+    assert recipe.model.image_size == 480
+    assert set(re.findall(r"^\| `(\w+)` \| stream", README, re.MULTILINE)) == set(plugin_names(TASKS))
 
 
 @pytest.mark.parametrize("text", blocks("yaml", EXPERTS))

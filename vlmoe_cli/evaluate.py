@@ -47,28 +47,40 @@ def evaluate(
     from vlmoe_cli.progress import ScoringProgress
     from vlmoe_core.errors import DataError
     from vlmoe_core.tasks.task import named_task, open_task
+    from vlmoe_core.train.parallel import end_processes
     from vlmoe_core.train.scoring import accelerator_of, answer_all, ask, baselines, comparison, report
     from vlmoe_core.train.trained import load_finetuned, newest_finetuned
 
     out = Output(json)
     name = named_task(task)
     trained = load_finetuned(model or newest_finetuned(name), name)
+    other = load_finetuned(compare, name) if compare is not None else None
     accelerator = accelerator_of()
+    is_main = accelerator.is_main_process
     asked = ask(trained, data, split, limit, on_error)
-    says = out.note if accelerator.is_main_process else lambda _: None
+    says = out.note if is_main else lambda _: None
     says(f"model {trained.path}, step {trained.step}; data.{asked.split} of {data or 'its own recipe'}")
+    if other is not None:
+        says(f"compared with {other.path}, step {other.step}")
     progress = ScoringProgress(says)
     evaluated = answer_all(trained, asked, accelerator, progress)
-    if not accelerator.is_main_process:
+    beside = answer_all(other, asked, accelerator, progress) if other is not None else None
+    end_processes()
+    if not is_main:
         return
     assert trained.recipe.task is not None
     kind = open_task(trained.recipe.task)
     if submission is not None:
         kind.write_submission(evaluated.records, evaluated.answers, submission)
         out.text(f"{len(evaluated.records):,} answers written: {submission}")
-        if evaluated.scores is None:
-            out.data({"task": name, "model": trained.path, "n": len(evaluated.records), "submission": submission})
-            return
+    if evaluated.scores is None:
+        if submission is None:
+            raise DataError(
+                f"data.{asked.split} does not hold the truth, so nothing can be scored; --submission FILE writes the "
+                "answers for the task's server"
+            )
+        out.data({"task": name, "model": trained.path, "n": len(evaluated.records), "submission": submission})
+        return
     try:
         found = baselines(trained.recipe, evaluated)
     except DataError as error:
@@ -76,10 +88,8 @@ def evaluate(
         found = []
     result = report(kind, trained, asked, evaluated, found)
     _show(out, result)
-    if compare is not None:
-        other = load_finetuned(compare, name)
-        says(f"compared with {other.path}, step {other.step}")
-        result["comparison"] = comparison(kind, evaluated, answer_all(other, asked, accelerator, progress), other)
+    if other is not None and beside is not None:
+        result["comparison"] = comparison(kind, evaluated, beside, other)
         out.record(result["comparison"], title="Paired comparison, percentage points")
     out.data(result)
 

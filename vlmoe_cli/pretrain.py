@@ -32,11 +32,12 @@ def pretrain(
 ) -> None:
     """Pretrain a model by masked data modelling on images, texts and pairs."""
     from vlmoe_core.errors import UsageError
-    from vlmoe_core.train.init import load_run_recipe
+    from vlmoe_core.recipe.load import load_recipe, read_recipe
 
-    loaded = load_run_recipe(recipe, overrides or ())
-    if loaded.recipe.task is not None:
+    task = read_recipe(recipe, overrides or ()).tree.child("task")
+    if task is not None and task.value is not None:
         raise UsageError(f"'{recipe}' finetunes: it has a task and no objective; run it with vlmoe finetune {recipe}")
+    loaded = load_recipe(recipe, overrides or ())
     if num_processes is not None:
         from vlmoe_core.train.launch import launch
 

@@ -133,3 +133,9 @@ def test_real_files(name, counts):
     example = source[len(source) - 1]
     assert (example.text, example.second_text) == (last["sentence1"], last["sentence2"])
     assert dict(example.facts) == {"label": last["gold_label"], "id": last["pairID"]}
+
+
+def test_a_subset_is_a_fact_of_every_pair(tmp_path):
+    write_lines(tmp_path, pair("neutral"))
+    (example,) = open_source(tmp_path, "text", source="nli", path="a.jsonl", subset="matched").records()
+    assert dict(example.facts) == {"label": "neutral", "id": "1", "subset": "matched"}

@@ -18,7 +18,7 @@ from vlmoe_core.data.collate import collate
 from vlmoe_core.data.example import Example
 from vlmoe_core.data.files import IMAGE_SUFFIXES, checked_text, inside, lines, parse_object, read_file
 from vlmoe_core.errors import DataError, UsageError
-from vlmoe_core.tasks.task import Ranked, open_task
+from vlmoe_core.tasks.task import Ranked, Task, open_task
 from vlmoe_core.train.build import task_preparer
 from vlmoe_core.train.trained import Trained
 
@@ -44,16 +44,29 @@ class Match:
 def answer(trained: Trained, examples: Sequence[Example]) -> list[Ranked]:
     """The most probable labels for each example.
 
-    Raises DataError, naming the example, where a picture can't be read or a text is missing.
+    Raises DataError, naming the example, where a picture can't be read, or a picture or a text is missing.
     """
     assert trained.recipe.task is not None
     task = open_task(trained.recipe.task)
+    for example in examples:
+        _refuse_incomplete(trained, task, example)
     answers: list[Ranked] = []
     for start in range(0, len(examples), BATCH):
         with torch.no_grad():
             loss = trained.objective({task.stream: batch_of(trained, examples[start : start + BATCH])})
         answers += task.read(loss.outputs, trained.tokenizers.labels)
     return answers
+
+
+def _refuse_incomplete(trained: Trained, task: Task, example: Example) -> None:
+    """Raises DataError for an example without its second sentence, or with another number of pictures."""
+    if task.stream == "text":
+        if example.second_text is None:
+            raise DataError(f"{example.name}: has no hypothesis; the task judges pairs of sentences")
+        return
+    found, wanted = (example.image is not None) + len(example.more_images), trained.objective.num_images
+    if found != wanted:
+        raise DataError(f"{example.name}: has {found} pictures, the model takes {wanted}")
 
 
 def batch_of(trained: Trained, examples: Iterable[Example]) -> Batch:

@@ -15,7 +15,7 @@ class SourceConfig(Config):
     """What every source has; each file in data/sources adds its own fields in a class `Config`."""
 
     source: str
-    """Kind of source: a file name in vlmoe_core/data/sources (scenes, jsonl, tar, image-folder, text, arrow)."""
+    """Kind of source: a file name in vlmoe_core/data/sources; docs/DATA.md has all of them."""
     weight: float = Field(1.0, gt=0)
     """Share of this source among the sources of its stream, relative to their weights."""
     order: Literal["random", "blocks"] = "random"

@@ -93,8 +93,6 @@ def _num_known(batch: Batch) -> int:
 
 def cross_entropy(logits_XA: Tensor, targets: Tensor) -> Tensor:
     """The sum over examples; targets are numbers of labels (X,) or probabilities (X, A)."""
-    if targets.is_floating_point():
-        targets = targets.to(logits_XA.dtype)
     return F.cross_entropy(logits_XA, targets, reduction="sum")
 
 

@@ -111,10 +111,11 @@ def whole_dataset(recipe: Recipe, split: SplitConfig, tokenizers: Tokenizers, li
     task = open_task(recipe.task)
     streams = open_streams(recipe.data, split, HELD_OUT_SEED, tokenizers.text)
     whole = {name: WholeStream(name, stream.sources) for name, stream in streams.items()}
+    number = whole[task.stream].epoch
     return replace(
         _task_dataset(recipe, task, split, tokenizers, training=False),
-        streams=whole if limit is None else streams,
-        limit=limit or max(stream.epoch for stream in whole.values()),
+        streams=whole if limit is None or limit >= number else streams,
+        limit=number if limit is None else min(limit, number),
     )
 
 

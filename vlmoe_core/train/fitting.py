@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from vlmoe_core.checkpoint.files import rename, sync_tree
 from vlmoe_core.data.check import describe_source
-from vlmoe_core.data.config import SplitConfig
+from vlmoe_core.data.config import SPLITS, STREAMS, SplitConfig, StreamName
 from vlmoe_core.data.example import Example, LabelledSource
 from vlmoe_core.data.images import ImageTransform
 from vlmoe_core.data.prepare import read_pixels
 from vlmoe_core.data.stream import Stream, open_streams
-from vlmoe_core.errors import DataError, TokenizerError
+from vlmoe_core.errors import DataError, RecipeError, TokenizerError
 from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.tasks.labels import NO_LABELS, Labels, load_labels
 from vlmoe_core.tasks.task import open_task
@@ -96,11 +96,27 @@ def _write_tokenizers(recipe: Recipe, folder: Path, reporter: Reporter, given: T
 def obtain_labels(recipe: Recipe) -> Labels:
     """The labels of the recipe's task, from the records of its data; none in pretraining.
 
-    Raises DataError where a source holds none that the task can use.
+    Raises:
+        RecipeError: a split has no source of the task's stream, or one of another stream.
+        DataError: a source holds no label that the task can use.
     """
     if recipe.task is None:
         return Labels()
-    return open_task(recipe.task).find_labels(records(recipe, recipe.data.train), records(recipe, recipe.data.eval))
+    task = open_task(recipe.task)
+    _check_streams(recipe, task.stream)
+    return task.find_labels(records(recipe, recipe.data.train), records(recipe, recipe.data.eval))
+
+
+def _check_streams(recipe: Recipe, stream: StreamName) -> None:
+    """Raises RecipeError where a task would meet no example, or where sources would never be read."""
+    assert recipe.task is not None
+    for split in SPLITS:
+        there = [name for name in STREAMS if getattr(getattr(recipe.data, split), name)]
+        if there != [stream] and (there or split == "train"):
+            raise RecipeError(
+                f"task {recipe.task.name} reads data.{split}.{stream}, but data.{split} has sources of: "
+                f"{', '.join(there)}; list the sources of the task under {stream}, and no others"
+            )
 
 
 def records(recipe: Recipe, split: SplitConfig) -> Iterator[Example]:

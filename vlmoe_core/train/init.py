@@ -14,13 +14,13 @@ from vlmoe_core.model.embeddings import resize_positions
 from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.recipe.load import LoadedRecipe, load_recipe, read_recipe
 from vlmoe_core.recipe.mistakes import validated
-from vlmoe_core.recipe.tree import Node, descendants, dotted, merged, plain
+from vlmoe_core.recipe.tree import KeyPath, Node, descendants, dotted, merged, plain
 from vlmoe_core.tasks.labels import Labels, load_labels
 from vlmoe_core.tokenizers.text import TextTokenizer, load_text_tokenizer
 
 SCRATCH = "scratch"
 ENCODER = "encoder."
-CONTRAST = "contrast."
+CONTRAST = "contrast"
 IMAGE_POSITIONS = "encoder.embeddings.image.position"
 TEXT_POSITIONS = "encoder.embeddings.text.position"
 CHANGEABLE = ("image_size", "max_text_length", "drop_path")
@@ -47,8 +47,9 @@ def load_run_recipe(
         UsageError, CheckpointError: there is no such recipe or model.
     """
     read = read_recipe(name_or_path, (*overrides, *([f"init={model}"] if model else [])))
-    init, tree = read.tree.child("init"), read.tree
-    if init is not None and isinstance(init.value, str) and init.value != SCRATCH:
+    init, task, tree = read.tree.child("init"), read.tree.child("task"), read.tree
+    finetunes = task is not None and task.value is not None
+    if finetunes and init is not None and isinstance(init.value, str) and init.value != SCRATCH:
         tree = over_base(tree, read_recipe(str((base_of or _recipe_of)(init.value))).tree, init.value)
     return LoadedRecipe(validated(Recipe, tree, str(read.path)), read.name, read.text, read.path)
 
@@ -88,13 +89,19 @@ def _check_sizes(base: Node, own: Node, init: str) -> None:
     """Raises RecipeError for a size that the weights have and the recipe says otherwise."""
     known = {dotted(key): plain(node) for key, node in descendants(base)}
     for key, node in descendants(own):
-        name = dotted(key)
-        free = key[-1] not in SIZES_OF_EXPERTS if key[0] == "moe" and len(key) > 2 else name in CHANGEABLE
-        if not free and not isinstance(node.value, dict | list) and known.get(name) != node.value:
+        name, said = dotted(key), plain(node)
+        if _is_size(key, node) and known.get(name) != said:
             raise RecipeError(
-                f"{node.place}: model.{name} is {node.value}, but {known.get(name)} in {init}; take the line "
+                f"{node.place}: model.{name} is {said}, but {known.get(name)} in {init}; take the line "
                 f"out. Finetuning may change {', '.join(CHANGEABLE)} and settings of the routers"
             )
+
+
+def _is_size(key: KeyPath, node: Node) -> bool:
+    """Whether a value below `model` decides on the shapes of the weights."""
+    if key[0] != "moe":
+        return key[0] not in CHANGEABLE
+    return key[2] in SIZES_OF_EXPERTS if len(key) == 3 else len(key) < 3 and not isinstance(node.value, dict)
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,7 @@ def start_from(objective: nn.Module, start: Start, recipe: Recipe, labels: Label
     """Copy the weights of `start` into an objective.
 
     Image positions of another resolution are interpolated, text positions of another length cut or extended, heads
-    of another task or other labels left as they were initialised.
+    of another task, of other labels or of another shape left as they were initialised.
 
     Returns:
         A line for each thing that was not copied as it is.
@@ -140,13 +147,8 @@ def start_from(objective: nn.Module, start: Start, recipe: Recipe, labels: Label
     found = start.checkpoint.model
     notes = list(_convert_positions(targets, found))
     converted = {IMAGE_POSITIONS, TEXT_POSITIONS}
-    same_head = start.recipe.task is not None and recipe.task is not None
-    same_head = same_head and start.recipe.task.name == recipe.task.name and start.labels == labels  # type: ignore[union-attr]
-    wanted = {
-        name
-        for name in targets
-        if name.startswith(ENCODER) or (name in found and (same_head or name.startswith(CONTRAST)))
-    }
+    wanted = {name for name in targets if name.startswith(ENCODER)}
+    wanted |= _heads(targets, found, _same_task(start, recipe, labels))
     _check_encoder(targets, found, wanted - converted, start)
     for name in wanted - converted:
         targets[name].copy_(found[name])
@@ -155,6 +157,25 @@ def start_from(objective: nn.Module, start: Start, recipe: Recipe, labels: Label
     notes += [f"new, not from {start.checkpoint.path}: {', '.join(fresh)}"] if fresh else []
     notes += [f"left out of {start.checkpoint.path}: {', '.join(left)}"] if left else []
     return notes
+
+
+def _same_task(start: Start, recipe: Recipe, labels: Labels) -> bool:
+    """Whether both were finetuned on one task, with one list of labels."""
+    before, now = start.recipe.task, recipe.task
+    return before is not None and now is not None and before.name == now.name and start.labels == labels
+
+
+def _heads(targets: Mapping[str, Tensor], found: Mapping[str, Tensor], same_task: bool) -> set[str]:
+    """The tensors of the heads that can be copied: each head whole or not at all."""
+    heads: dict[str, list[str]] = {}
+    for name in targets:
+        if not name.startswith(ENCODER):
+            heads.setdefault(_part(name), []).append(name)
+    fits = {
+        head: all(name in found and found[name].shape == targets[name].shape for name in names)
+        for head, names in heads.items()
+    }
+    return {name for head, names in heads.items() if fits[head] and (same_task or head == CONTRAST) for name in names}
 
 
 def _convert_positions(targets: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Iterator[str]:

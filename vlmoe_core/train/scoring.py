@@ -106,7 +106,7 @@ def answer_all(trained: Trained, asked: Asked, accelerator: Accelerator, reporte
 
     Raises DataError for a broken example where `data.on_error` is `raise`.
     """
-    recipe = trained.recipe.model_copy(update={"data": asked.data})
+    recipe = trained.recipe.model_copy(update={"data": _prepared_as(trained.recipe.data, asked.data)})
     assert recipe.task is not None
     task = open_task(recipe.task)
     dataset = whole_dataset(recipe, split_of(asked), trained.tokenizers, asked.limit)
@@ -129,6 +129,11 @@ def answer_all(trained: Trained, asked: Asked, accelerator: Accelerator, reporte
         ranks = rerank(objective, gallery_of(found, said), pairs, size, share.rank, share.ranks)
         scores = with_reranked(recall_scores(ranks, gallery_of(found, said)), scores)
     return Evaluated(found, said, scores, losses, sum(gather_objects(len(broken))))
+
+
+def _prepared_as(own: DataConfig, asked: DataConfig) -> DataConfig:
+    """The data that is asked for, its texts cut and padded as the model is used to."""
+    return asked.model_copy(update={"max_text": own.max_text, "pad_text_to": own.pad_text_to})
 
 
 @dataclass(frozen=True)

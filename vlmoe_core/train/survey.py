@@ -15,9 +15,11 @@ from vlmoe_core.errors import DataError, UsageError
 from vlmoe_core.objectives.masking import Masking
 from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.recipe.load import LoadedRecipe
-from vlmoe_core.tokenizers.text import TextTokenizer
-from vlmoe_core.train.build import HELD_OUT_SEED
-from vlmoe_core.train.fitting import obtain_text
+from vlmoe_core.tasks.task import open_task
+from vlmoe_core.tokenizers.text import TextTokenizer, wordless_tokenizer
+from vlmoe_core.train.build import HELD_OUT_SEED, task_preparer
+from vlmoe_core.train.fitting import Tokenizers, obtain_labels, obtain_text
+from vlmoe_core.train.init import open_start
 from vlmoe_core.train.reporter import Reporter
 from vlmoe_core.train.stand_ins import NumberEncoder
 
@@ -112,6 +114,8 @@ def _text_tokenizer(recipe: Recipe, reporter: Reporter) -> TextTokenizer | None:
     """The run's text tokenizer; None in a recipe without texts."""
     if not any(getattr(recipe.data, split).text or getattr(recipe.data, split).pair for split in SPLITS):
         return None
+    if start := open_start(recipe.init):
+        return start.text_tokenizer
     streams = open_streams(recipe.data, recipe.data.train, recipe.seed)
     return obtain_text(recipe, streams.values(), reporter)
 
@@ -127,6 +131,9 @@ def _sources(recipe: Recipe, encoder: TextEncoder | None) -> Iterator[tuple[Sour
 
 def _preparer(recipe: Recipe, tokenizer: TextTokenizer | None, training: bool) -> Preparer:
     encoder: TextEncoder = tokenizer or NumberEncoder(recipe.tokenizers.text.vocab_size)
+    if recipe.task is not None:
+        tokenizers = Tokenizers(tokenizer or wordless_tokenizer(), None, obtain_labels(recipe))
+        return task_preparer(recipe, open_task(recipe.task), tokenizers, training)
     masking = Masking.of(recipe.mask, recipe.model.grid, encoder)
     return build_preparer(recipe.data, recipe.model.image_size, encoder, masking, training)
 

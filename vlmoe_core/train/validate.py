@@ -8,15 +8,18 @@ from vlmoe_core.data.check import describe_source
 from vlmoe_core.data.config import SPLITS, STREAMS, SplitConfig, StreamName
 from vlmoe_core.data.example import TextEncoder
 from vlmoe_core.data.loader import MicroBatch, MicroBatches, load
-from vlmoe_core.data.prepare import build_preparer
+from vlmoe_core.data.prepare import Preparer, build_preparer
 from vlmoe_core.data.stream import Stream, open_streams
 from vlmoe_core.errors import DataError
 from vlmoe_core.objectives.masking import Masking
 from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.recipe.load import LoadedRecipe
+from vlmoe_core.tasks.labels import NO_LABELS, Labels
+from vlmoe_core.tasks.task import open_task
 from vlmoe_core.tokenizers.visual import VisualTokenizer
-from vlmoe_core.train.build import HELD_OUT_SEED, micro_sizes
-from vlmoe_core.train.fitting import Tokenizers, check_fit, obtain_text, obtain_visual
+from vlmoe_core.train.build import HELD_OUT_SEED, micro_sizes, task_preparer
+from vlmoe_core.train.fitting import Tokenizers, check_fit, obtain_labels, obtain_text, obtain_visual
+from vlmoe_core.train.init import SCRATCH, open_start
 from vlmoe_core.train.rehearsal import MOST_PARAMETERS, Parameters, count_parameters, shrunken_model, try_step
 from vlmoe_core.train.reporter import Reporter
 from vlmoe_core.train.stand_ins import FirstDocuments, NumberEncoder, noise_streams, with_first_documents
@@ -55,17 +58,19 @@ def validate(loaded: LoadedRecipe, read_data: bool = True) -> Iterator[Check]:
     """
     recipe = loaded.recipe
     yield _recipe_check(loaded)
+    labels, visual, micro = NO_LABELS, None, None
     if read_data:
         tokenizers = _trial_tokenizers(recipe)
         yield from _tokenizer_checks(recipe, tokenizers)
-        micro = yield from _data_checks(recipe, tokenizers.text)
-        visual = tokenizers.visual
-    else:
+        micro = yield from _data_checks(recipe, tokenizers)
+        labels, visual = tokenizers.labels, tokenizers.visual
+    elif recipe.task is None:
         micro, visual = noise_inputs(recipe)
         yield Check("inputs", "random pixels and words stand in for the data (--no-data)")
-    parameters = count_parameters(recipe)
+    parameters = count_parameters(recipe, labels)
     yield _model_check(recipe, parameters)
-    yield _step_check(recipe, parameters, visual, micro)
+    if micro is not None:
+        yield _step_check(recipe, parameters, visual, micro, labels)
     yield from _not_checked(recipe, parameters, read_data)
 
 
@@ -81,10 +86,11 @@ def _recipe_check(loaded: LoadedRecipe) -> Check:
 
 def _trial_tokenizers(recipe: Recipe) -> Tokenizers:
     """Those that the recipe names, loaded; the others fitted on a few examples."""
-    trial = _with_small_fits(recipe)
+    trial, start = _with_small_fits(recipe), open_start(recipe.init)
     streams = open_streams(recipe.data, recipe.data.train, recipe.seed)
-    text = obtain_text(trial, streams.values(), Reporter())
-    tokenizers = Tokenizers(text, obtain_visual(trial, streams.values(), Reporter()))
+    text = start.text_tokenizer if start else obtain_text(trial, streams.values(), Reporter())
+    visual = None if recipe.task else obtain_visual(trial, streams.values(), Reporter())
+    tokenizers = Tokenizers(text, visual, obtain_labels(recipe))
     check_fit(trial, tokenizers)
     return tokenizers
 
@@ -104,7 +110,13 @@ def _with_small_fits(recipe: Recipe) -> Recipe:
 def _tokenizer_checks(recipe: Recipe, tokenizers: Tokenizers) -> Iterator[Check]:
     text, visual = recipe.tokenizers.text, recipe.tokenizers.visual
     words = tokenizers.text.vocab_size
-    if text.load is not None:
+    if tokenizers.labels.names:
+        yield Check(
+            "labels", f"{len(tokenizers.labels.names):,} found", figures={"labels": len(tokenizers.labels.names)}
+        )
+    if recipe.init not in (None, SCRATCH):
+        yield Check("text tokenizer", f"that of {recipe.init}, {words:,} ids", figures={"ids": words})
+    elif text.load is not None:
         notes = "".join(f"; {note}" for note in tokenizers.text.notes)
         yield Check(
             "text tokenizer", f"{text.load}, {words:,} ids for {text.vocab_size:,} rows{notes}", figures={"ids": words}
@@ -121,17 +133,19 @@ def _tokenizer_checks(recipe: Recipe, tokenizers: Tokenizers) -> Iterator[Check]
         yield Check("visual tokenizer", f"{visual.kind} fitted on at most {TRIAL_IMAGES} images, for this trial only")
 
 
-def _data_checks(recipe: Recipe, encoder: TextEncoder) -> Generator[Check, None, MicroBatch]:
+def _data_checks(recipe: Recipe, tokenizers: Tokenizers) -> Generator[Check, None, MicroBatch]:
     """Checks of every source and stream; returns the batch of the training streams."""
     drawn: dict[str, MicroBatch] = {}
     for name in SPLITS:
         split: SplitConfig = getattr(recipe.data, name)
-        streams = _open(recipe, name, split, encoder)
+        streams = _open(recipe, name, split, tokenizers.text)
         for stream in streams.values():
             yield from _source_checks(f"data.{name}.{stream.name}", stream)
-        micro = drawn[name] = _draw(recipe, streams, _drawn(recipe, split), encoder, training=name == "train")
+        micro = drawn[name] = _draw(
+            recipe, streams, _drawn(recipe, split), _preparer(recipe, tokenizers, name == "train")
+        )
         for stream_name in streams:
-            count = micro.batches[stream_name].num_sequences
+            count = micro.batches[stream_name].num_examples
             if count == 0:
                 raise DataError(f"data.{name}.{stream_name}: no example drawn can be read: {micro.broken[0]}")
             yield Check(f"data.{name}.{stream_name}", f"a batch of {count} drawn", figures={"drawn": count})
@@ -143,7 +157,7 @@ def _data_checks(recipe: Recipe, encoder: TextEncoder) -> Generator[Check, None,
 def _open(recipe: Recipe, name: str, split: SplitConfig, encoder: TextEncoder) -> Mapping[StreamName, Stream]:
     """The streams of a split. A packing index belongs to one tokenizer: none is built for one fitted for this trial."""
     seed = recipe.seed if name == "train" else HELD_OUT_SEED
-    if recipe.tokenizers.text.load is not None:
+    if recipe.task is not None or recipe.tokenizers.text.load is not None:
         return open_streams(recipe.data, split, seed, encoder)
     return {s: with_first_documents(stream) for s, stream in open_streams(recipe.data, split, seed).items()}
 
@@ -166,22 +180,31 @@ def _draw(
     recipe: Recipe,
     streams: Mapping[StreamName, Stream],
     sizes: Mapping[StreamName, int],
-    encoder: TextEncoder,
-    training: bool,
+    preparer: Preparer,
 ) -> MicroBatch:
     """The first examples of each stream as a micro-batch, made in this process."""
-    masking = Masking.of(recipe.mask, recipe.model.grid, encoder)
-    preparer = build_preparer(recipe.data, recipe.model.image_size, encoder, masking, training)
-    limit = None if training else MOST_DRAWN
-    dataset = MicroBatches(streams, sizes, preparer, recipe.model.image_size, recipe.model.num_patches, limit)
+    names = STREAMS if recipe.task is None else (open_task(recipe.task).stream,)
+    image_size, patches = recipe.model.image_size, recipe.model.num_patches
+    dataset = MicroBatches(streams, sizes, preparer, image_size, patches, limit=MOST_DRAWN, names=names)
     return next(load(dataset, [0], recipe.data.model_copy(update={"workers": 0})))
+
+
+def _preparer(recipe: Recipe, tokenizers: Tokenizers, training: bool) -> Preparer:
+    if recipe.task is not None:
+        return task_preparer(recipe, open_task(recipe.task), tokenizers, training)
+    return _masking_preparer(recipe, tokenizers.text, training)
+
+
+def _masking_preparer(recipe: Recipe, encoder: TextEncoder, training: bool) -> Preparer:
+    masking = Masking.of(recipe.mask, recipe.model.grid, encoder)
+    return build_preparer(recipe.data, recipe.model.image_size, encoder, masking, training)
 
 
 def noise_inputs(recipe: Recipe) -> tuple[MicroBatch, VisualTokenizer | None]:
     """A batch of random examples, and a visual tokenizer fitted on some."""
     streams = noise_streams(recipe)
     encoder = NumberEncoder(recipe.tokenizers.text.vocab_size)
-    micro = _draw(recipe, streams, _drawn(recipe, recipe.data.train), encoder, training=True)
+    micro = _draw(recipe, streams, _drawn(recipe, recipe.data.train), _masking_preparer(recipe, encoder, training=True))
     trial = _with_small_fits(_without_named_tokenizers(recipe))
     return micro, obtain_visual(trial, streams.values(), Reporter())
 
@@ -196,12 +219,14 @@ def _model_check(recipe: Recipe, parameters: Parameters) -> Check:
     return Check("model", detail, figures={"parameters": parameters.total, "active_parameters": parameters.active})
 
 
-def _step_check(recipe: Recipe, parameters: Parameters, visual: VisualTokenizer | None, micro: MicroBatch) -> Check:
+def _step_check(
+    recipe: Recipe, parameters: Parameters, visual: VisualTokenizer | None, micro: MicroBatch, labels: Labels
+) -> Check:
     shrunken = _is_shrunken(parameters)
     if shrunken:
         recipe = recipe.model_copy(update={"model": shrunken_model(recipe.model)})
-    value = try_step(recipe, visual, micro.batches)
-    sizes = ", ".join(f"{b.num_sequences} {s}" for s, b in micro.batches.items() if b.num_sequences)
+    value = try_step(recipe, visual, micro.batches, labels)
+    sizes = ", ".join(f"{b.num_examples} {s}" for s, b in micro.batches.items() if b.num_examples)
     model = (
         f"a model of the same structure, dim {recipe.model.dim}, hidden {recipe.model.hidden}"
         if shrunken
@@ -222,16 +247,23 @@ def _not_checked(recipe: Recipe, parameters: Parameters, read_data: bool) -> Ite
         yield Check(name, detail, done=False)
 
 
+def _fitted(recipe: Recipe) -> list[str]:
+    """The tokenizers that the run will fit."""
+    needed = ["text", "visual"] if recipe.task is None else ["text"] if recipe.init == SCRATCH else []
+    return [name for name in needed if getattr(recipe.tokenizers, name).load is None]
+
+
 def _open_questions(recipe: Recipe, parameters: Parameters, read_data: bool) -> dict[str, str]:
     found: dict[str, str] = {}
     if not read_data:
         found["data and tokenizers"] = "nothing but the recipe was opened (--no-data)"
+        if recipe.task is not None:
+            found["step"] = "a task's labels come from its data"
     else:
         found["later data"] = (
             f"at most {MOST_DRAWN} examples of each stream were read; vlmoe data check reads the others"
         )
-        fitted = [name for name in ("text", "visual") if getattr(recipe.tokenizers, name).load is None]
-        if fitted:
+        if fitted := _fitted(recipe):
             found["tokenizers"] = f"the whole fit ({' and '.join(fitted)}), and packs of sentences that follow from it"
     found["batch"] = "the full batch and micro-batches; memory that they need"
     if _is_shrunken(parameters):

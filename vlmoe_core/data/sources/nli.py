@@ -36,6 +36,9 @@ JSON_LINES, TABLE = ".jsonl", ".tsv"
 class Config(FilesConfig):
     """Files that end in .jsonl (MNLI, SNLI, and others with their fields) or in .tsv (GLUE, with a header line)."""
 
+    subset: str | None = None
+    """What the pairs of these files are called in the metrics: matched, mismatched; null: no metric of their own."""
+
 
 class NliSource:
     """The sentence pairs of some files, each a text with a second text."""
@@ -43,6 +46,7 @@ class NliSource:
     def __init__(self, config: Config, context: SourceContext) -> None:
         require_stream("nli", context.stream, "text")
         self._root = context.root
+        self._subset = {} if config.subset is None else {"subset": config.subset}
         files = find_files(config.path, context.root)
         self._headers = {path: read_header(path, label(path, context.root)) for path in files}
         self._index = load_index(files, "nli-1", (), lambda path: index_pairs(path, self._headers[path]))
@@ -61,7 +65,7 @@ class NliSource:
         where = f"{label(path, self._root)}:{line}"
         fields = read_fields(self._reader.read(path, start, size, where), self._headers[path], where)
         premise, hypothesis = (_sentence(fields, name, where) for name in ("sentence1", "sentence2"))
-        return Example(where, text=premise, facts=_facts(fields, where), second_text=hypothesis)
+        return Example(where, text=premise, facts=_facts(fields, where) | self._subset, second_text=hypothesis)
 
     def texts(self) -> Iterator[str]:
         """Premise and hypothesis of every pair, in stored order; broken pairs are left out."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vlmoe_core.recipe.catalogue import Catalogue, head_comment
-from vlmoe_core.recipe.load import LoadedRecipe, dump_recipe, load_recipe
+from vlmoe_core.recipe.load import LoadedRecipe, dump_recipe, load_recipe, read_recipe
 from vlmoe_core.tasks.labels import Labels
 from vlmoe_core.train.build import build_objective
 from vlmoe_core.train.init import load_run_recipe
@@ -35,16 +35,21 @@ def recipe_of_run(init: str) -> Path:
     """The shipped recipe whose run folder `init` names."""
     found = [name for name in CATALOGUE.names() if Path(init) == Path("runs") / name.replace("/", "-")]
     assert found, f"init: {init} is the run folder of no shipped recipe"
+    if found[0].startswith("finetune/"):  # a chain: its model is that of what it starts from
+        return recipe_of_run("runs/flickr8k-pretrain")
     path = CATALOGUE.path(found[0])
     assert path is not None
     return path
 
 
 def load(name: str) -> LoadedRecipe:
-    """A shipped recipe, over the shipped recipe that it starts from."""
+    """A shipped recipe, over the shipped recipe that it starts from; one that needs --model, over flickr8k/pretrain."""
     path = CATALOGUE.path(name)
     assert path is not None
-    return load_run_recipe(str(path), base_of=recipe_of_run)
+    read = read_recipe(str(path)).tree
+    needs_model = read.child("task") is not None and read.child("init") is None
+    model = Path("runs/flickr8k-pretrain") if needs_model else None
+    return load_run_recipe(str(path), model=model, base_of=recipe_of_run)
 
 
 @every_recipe

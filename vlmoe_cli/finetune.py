@@ -63,6 +63,9 @@ def finetune(
             continue
         outcomes.append(run_here(one, folder, resume, overwrite))
         if outcomes[-1].signal is not None and not outcomes[-1].finished:
+            if outcomes[-1].is_main:
+                done = f"interrupted after step {outcomes[-1].step} of {one.recipe.train.steps}"
+                Output(json).note(f"{done}; the same command with --resume auto goes on in {outcomes[-1].folder}")
             raise typer.Exit(128 + outcomes[-1].signal)
     if outcomes and outcomes[0].is_main:
         _show(Output(json), outcomes, loaded)

@@ -24,6 +24,18 @@ def losses_of(record: Mapping[str, Any]) -> dict[str, float]:
     return {k.removeprefix("loss/"): v for k, v in record.items() if k.startswith("loss/") and k != "loss/total"}
 
 
+def metrics_of(record: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of a line of held-out figures, in percent, without those of subsets."""
+    found = {k.removeprefix("metric/"): v for k, v in record.items() if k.startswith("metric/")}
+    return {name: value for name, value in found.items() if "/" not in name}
+
+
+def figures_line(record: Mapping[str, Any]) -> str:
+    """The losses of a line, and its metrics in percent."""
+    losses = [f"{name} {value:.3f}" for name, value in losses_of(record).items()]
+    return "  ".join([*losses, *(f"{name} {value:.1f} %" for name, value in metrics_of(record).items())])
+
+
 def health_of(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """The routers' figures by pool, over its sparse layers: the worst share and entropy, all dead experts."""
     health = {}
@@ -75,14 +87,13 @@ class PlainProgress(SilentProgress):
         self._line(f"{parameters:,} parameters; {self.steps - step} steps from step {step}; run folder {folder}")
 
     def stepped(self, record: Mapping[str, Any]) -> None:
-        losses = "  ".join(f"{name} {value:.3f}" for name, value in losses_of(record).items())
+        losses = figures_line(record)
         health = "  ".join(f"{pool}: {health_line(figures)}" for pool, figures in health_of(record).items())
         pace = f"{record['samples_per_s']:.0f} samples/s, {self._left(int(record['step']))} left"
         self._line(f"step {record['step']}/{self.steps}  {losses}  {pace}  {health}")
 
     def evaluated(self, record: Mapping[str, Any]) -> None:
-        losses = "  ".join(f"{name} {value:.3f}" for name, value in losses_of(record).items())
-        self._line(f"held-out at step {record['step']}: {losses}")
+        self._line(f"held-out at step {record['step']}: {figures_line(record)}")
 
     def saved(self, path: Path) -> None:
         self._line(f"saved {path}")
@@ -175,6 +186,8 @@ class LiveProgress(Reporter):
         self.held_out = losses_of(record)
         found = {k.removeprefix("baseline/"): v for k, v in record.items() if k.startswith("baseline/")}
         self.baseline = found or self.baseline
+        if metrics_of(record):
+            self._say(f"held-out at step {record['step']}: {figures_line(record)}", "")
 
     def saved(self, path: Path) -> None:
         self._say(f"saved {path}", "dim")

@@ -1,5 +1,7 @@
 """Samples become a packed batch without padding."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -57,3 +59,46 @@ def test_no_sample_gives_an_empty_batch_of_the_same_shapes_and_types(stream: Str
         if isinstance(there, torch.Tensor):
             assert here.dtype == there.dtype, name
             assert here.shape == (0, *there.shape[1:]), name
+
+
+def several(position: int, pictures: int, length: int, target: object = None) -> Sample:
+    """A text and so many pictures, whose pixels are 10 x position + number."""
+    first = sample(position, [], length)
+    pixels = [np.full((3, 4, 4), 10 * position + n, np.uint8) for n in range(pictures)]
+    return replace(
+        first,
+        pixels=pixels[0],
+        more_pixels=tuple(pixels[1:]),
+        target=None if target is None else np.array(target),
+    )
+
+
+def test_each_picture_of_an_example_is_a_sequence_with_the_text() -> None:
+    batch = collate("pair", [several(4, 2, 3), several(7, 1, 2), several(9, 3, 2)], 4, 4)
+    assert (batch.num_examples, batch.num_sequences, batch.num_images) == (3, 6, 6)
+    assert batch.example_of_sequence.tolist() == [0, 0, 1, 2, 2, 2]
+    assert batch.positions.tolist() == [4, 7, 9]
+    assert batch.pixels_ICHW[:, 0, 0, 0].tolist() == [40, 41, 70, 90, 91, 92]
+    assert batch.image_ids.tolist() == [4, 4, 7, 9, 9, 9]
+    assert batch.sequence_of_image.tolist() == list(range(6))
+    assert batch.text_ids_T.tolist() == [40, 41, 42, 40, 41, 42, 70, 71, 90, 91, 90, 91, 90, 91]
+    assert batch.sequence_of_text.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert batch.text_positions_T.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 0, 1, 0, 1, 0, 1]
+    assert batch.patch_mask_IP.shape == (6, 4) and batch.longest_text == 3
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [([1, 0, 2], [1, 0, 2]), ([[0.3, 1.0], [0.0, 0.6]], [[0.3, 1.0], [0.0, 0.6]])],
+    ids=["labels", "scores"],
+)
+def test_targets_are_one_row_an_example(targets: list[object], expected: list[object]) -> None:
+    batch = collate("pair", [several(n, 2, 2, target) for n, target in enumerate(targets)], 4, 4)
+    assert batch.targets is not None and batch.targets.tolist() == expected
+    assert batch.to("cpu").targets is not None
+
+
+@pytest.mark.parametrize("targets", [[None, None], [1, None]])
+def test_a_batch_whose_targets_are_not_all_known_has_none(targets: list[object]) -> None:
+    assert collate("pair", [several(n, 1, 2, target) for n, target in enumerate(targets)], 4, 4).targets is None
+    assert collate("pair", [], 4, 4).targets is None

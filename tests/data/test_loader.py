@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.train.support import bits, tiny
+from tests.train.tasks_support import TASKS, tuned
 from vlmoe_core.data.batch import Batch
 from vlmoe_core.data.config import STREAMS, DataConfig
 from vlmoe_core.data.example import Example
@@ -18,7 +19,7 @@ from vlmoe_core.errors import DataError
 from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.tokenizers.text import fit_wordpiece
 from vlmoe_core.train.build import build_dataset
-from vlmoe_core.train.fitting import Tokenizers
+from vlmoe_core.train.fitting import Tokenizers, obtain_labels
 
 SIZES = "batch={size: {image: 4, text: 6, pair: 2}, micro: {image: 2, text: 3, pair: 1}}"
 
@@ -182,3 +183,49 @@ def test_auto_leaves_a_core_to_training(monkeypatch: pytest.MonkeyPatch, recipe:
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=cores: set(range(n)))
         assert count_workers(auto, processes) == workers
     assert count_workers(data_config(recipe, workers=3), 8) == 3
+
+
+def of_task(tmp_path: Path, task: str, training: bool = False) -> MicroBatches:
+    """The micro-batches of 4 of a task's data."""
+    stream = {"classification": "image", "nli": "text"}.get(task, "pair")
+    recipe = tuned(tmp_path, task, f"batch.micro.{stream}=4").recipe
+    tokenizer = fit_wordpiece(["a red circle is left of the blue square ."] * 5, 60, True)
+    tokenizers = Tokenizers(tokenizer, None, obtain_labels(recipe))
+    return build_dataset(recipe, recipe.data.train if training else recipe.data.eval, tokenizers, training)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_tasks_micro_batches_hold_its_one_stream_and_its_targets(tmp_path: Path, task: str) -> None:
+    micro = of_task(tmp_path, task)[0]
+    ((stream, batch),) = micro.batches.items()
+    assert stream == {"classification": "image", "nli": "text"}.get(task, "pair")
+    assert (batch.num_examples, batch.num_sequences) == (4, 8 if task == "nlvr2" else 4)
+    assert (batch.targets is None) == (task == "retrieval")
+    assert batch.num_masked_patches == batch.num_masked_words == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_records_stand_beside_the_examples_of_held_out_data(tmp_path: Path, workers: int) -> None:
+    data = DataConfig.model_validate({"train": {}, "workers": workers})
+    made = of_task(tmp_path, "nli")
+    micros = list(load(made, range(3), data))
+    assert [len(micro.records) for micro in micros] == [4, 2, 0]  # six examples
+    for micro in micros:
+        assert [record.position for record in micro.records] == micro.batches["text"].positions.tolist()
+        for record in micro.records:
+            example = made.streams["text"][record.position]
+            assert (record.name, record.text, record.second_text) == (example.name, example.text, example.second_text)
+            assert record.facts == example.facts and record.image_id == -1
+    assert all(micro.records == () for micro in load(of_task(tmp_path, "nli", training=True), range(2), data))
+
+
+def test_a_broken_example_has_no_record(tmp_path: Path) -> None:
+    made = of_task(tmp_path, "classification")
+    image = made.streams["image"]
+    torn = Hole(image.sources[0], image.orders[0](1))  # type: ignore[union-attr]
+    made = dataclasses.replace(made, streams={"image": dataclasses.replace(image, sources=(torn,))})  # type: ignore[type-var]
+    micro = made[0]
+    assert len(micro.broken) == 1 and [record.position for record in micro.records] == [0, 2, 3]
+    assert micro.batches["image"].positions.tolist() == [0, 2, 3]
+    targets = micro.batches["image"].targets
+    assert targets is not None and len(targets) == 3

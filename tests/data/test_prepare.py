@@ -1,16 +1,19 @@
 """From an example to a sample: lengths, padding, and errors that name the example."""
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
 from tests.data.files_support import WordEncoder, jpeg
 from vlmoe_core.data.config import DataConfig, StreamName
 from vlmoe_core.data.example import Example
-from vlmoe_core.data.prepare import Preparer, build_preparer
+from vlmoe_core.data.prepare import NothingHidden, Preparer, build_preparer, shares
 from vlmoe_core.errors import DataError
 
 
@@ -88,3 +91,104 @@ def test_only_training_images_are_augmented() -> None:
 def test_a_broken_example_is_named(stream: StreamName, example: Example, message: str) -> None:
     with pytest.raises(DataError, match=message):
         preparer()(stream, 0, example, random.Random(0))
+
+
+class Spelling:
+    """Token ids that tell which word they stand for, and of which length."""
+
+    vocab_size, pad_id, unk_id, cls_id, sep_id, mask_id = 50, 0, 1, 2, 3, 4
+    fingerprint = "spelling"
+
+    def encode(self, text: str) -> list[int]:
+        return [int(word) for word in text.split()]
+
+
+def task_preparer(longest: int = 8, **fields: Any) -> Preparer:
+    data = DataConfig.model_validate({"train": {}, "max_text": {"text": longest, "pair": longest}})
+    return build_preparer(data, 8, Spelling(), NothingHidden(4), training=False, **fields)
+
+
+def ids_of(example: Example, longest: int = 8) -> list[int]:
+    sample = task_preparer(longest)("text", 0, example, random.Random(0))
+    assert sample.text_ids is not None and sample.text_targets is not None
+    assert set(sample.text_targets.tolist()) == {-1}
+    return sample.text_ids.tolist()  # type: ignore[no-any-return]
+
+
+def test_two_sentences_stand_with_a_separator_between_them() -> None:
+    example = Example("a", text="10 11", second_text="20 21 22")
+    assert ids_of(example, 20) == [2, 10, 11, 3, 20, 21, 22, 3]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kept"),
+    [
+        ("10 11 12 13 14 15", "20 21", [2, 10, 11, 12, 3, 20, 21, 3]),
+        ("10 11", "20 21 22 23 24 25", [2, 10, 11, 3, 20, 21, 22, 3]),
+        ("10 11 12 13 14 15", "20 21 22 23 24 25", [2, 10, 11, 3, 20, 21, 22, 3]),
+        ("10 11 12", "20 21", [2, 10, 11, 12, 3, 20, 21, 3]),
+    ],
+    ids=["first is longer", "second is longer", "both", "both fit"],
+)
+def test_two_sentences_are_cut_so_that_the_shorter_one_stays(first: str, second: str, kept: list[int]) -> None:
+    assert ids_of(Example("a", text=first, second_text=second)) == kept
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 40))
+def test_shares_fill_the_room_and_cut_the_longer_text_first(first: int, second: int, room: int) -> None:
+    one, other = shares(first, second, room)
+    assert 0 <= one <= first and 0 <= other <= second
+    assert one + other == min(room, first + second)
+    if one < first and other < second:  # both were cut: alike
+        assert abs(one - other) <= 1
+    elif one < first:
+        assert one >= other or one + 1 == other
+    elif other < second:
+        assert other >= one
+
+
+@pytest.mark.parametrize("longest", [3, 4, 5])
+def test_the_shortest_lengths_still_hold_the_special_tokens(longest: int) -> None:
+    ids = ids_of(Example("a", text="10 11", second_text="20 21"), longest)
+    assert len(ids) == longest and ids[0] == 2 and ids[-1] == 3 and ids.count(3) == 2
+
+
+def test_stored_token_ids_are_taken_as_they_are() -> None:
+    assert ids_of(Example("a", text_ids=(7, 9, 49))) == [2, 7, 9, 49, 3]
+    assert ids_of(Example("a", text_ids=tuple(range(5, 30)))) == [2, *range(5, 11), 3]
+
+
+@pytest.mark.parametrize("wrong", [50, -1])
+def test_a_stored_id_that_the_tokenizer_lacks_is_named(wrong: int) -> None:
+    with pytest.raises(
+        DataError, match=rf"^vqa\.jsonl:3: token id {wrong} is not in the text tokenizer's 0\.\.49; load"
+    ):
+        ids_of(Example("vqa.jsonl:3", text_ids=(7, wrong)))
+
+
+def test_several_pictures_are_all_decoded() -> None:
+    example = Example("a", jpeg("red"), "10", more_images=(jpeg("blue"), Image.new("RGB", (4, 4), "lime")))
+    sample = task_preparer()("pair", 0, example, random.Random(0))
+    assert sample.pixels is not None and sample.pixels[:, 0, 0].argmax() == 0
+    assert [picture.shape for picture in sample.more_pixels] == [(3, 8, 8)] * 2
+    assert [int(picture[:, 0, 0].argmax()) for picture in sample.more_pixels] == [2, 1]
+    assert sample.patch_mask is not None and not sample.patch_mask.any()
+
+
+def test_a_second_picture_that_is_broken_names_the_example() -> None:
+    example = Example("dev.json:4", jpeg(), "10", more_images=(b"torn",))
+    with pytest.raises(DataError, match=r"^dev\.json:4: "):
+        task_preparer()("pair", 0, example, random.Random(0))
+
+
+def test_the_target_is_the_tasks_and_its_error_names_the_example() -> None:
+    def target(example: Example) -> NDArray[np.generic]:
+        if example.text == "11":
+            raise DataError("the label 'cat' is not one of the model's 2")
+        return np.array(5)
+
+    prepared = task_preparer(target=target)
+    assert prepared("text", 0, Example("a", text="10"), random.Random(0)).target == 5
+    assert task_preparer()("text", 0, Example("a", text="10"), random.Random(0)).target is None
+    with pytest.raises(DataError, match=r"^dev\.tsv:9: the label 'cat' is not one of the model's 2$"):
+        prepared("text", 0, Example("dev.tsv:9", text="11"), random.Random(0))

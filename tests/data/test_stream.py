@@ -1,12 +1,13 @@
 """Streams: the example at a position, whatever the format, and the state of one integer."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from vlmoe_core.data.config import DataConfig, SplitConfig
 from vlmoe_core.data.example import Example
-from vlmoe_core.data.stream import Stream, open_streams
+from vlmoe_core.data.stream import Stream, WholeStream, open_streams
 from vlmoe_core.errors import DataError
 
 
@@ -119,3 +120,39 @@ def test_a_missing_source_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match="photos"):
         open_streams(data, data.train, 0)
+
+
+class Pictured(Numbers):
+    """The same, with pictures: two texts each."""
+
+    def __getitem__(self, index: int) -> Example:
+        return replace(super().__getitem__(index), image_id=index // 2)
+
+
+def test_a_whole_stream_is_every_example_of_every_source_once() -> None:
+    whole = WholeStream("text", (Numbers("a", 3, 2), Numbers("b", 4), Numbers("c", 1)))
+    assert whole.epoch == 10
+    assert [whole[n].name for n in range(10)] == ["a0", "a1", "a2", "a3", "a4", "b0", "b1", "b2", "b3", "c0"]
+    with pytest.raises(IndexError, match="position 10 behind the last of 10"):
+        whole[10]
+    assert whole.random(3).random() == whole.random(3).random() != whole.random(4).random()
+
+
+def test_pictures_of_two_sources_never_share_a_number() -> None:
+    """Contrast takes texts of one number for captions of one picture."""
+    sources = (Pictured("a", 8), Pictured("b", 8), Pictured("c", 8))
+    whole, mixed = WholeStream("pair", sources), stream(*sources)
+    for examples in ([whole[n] for n in range(24)], [mixed[n] for n in range(24)]):
+        numbers: dict[int, set[str]] = {}
+        for example in examples:
+            numbers.setdefault(example.image_id, set()).add(f"{example.name[0]}{int(example.name[1:]) // 2}")
+        assert len(numbers) == 12 and all(len(pictures) == 1 for pictures in numbers.values())
+    assert [whole[n].image_id for n in (0, 1, 2)] == [0, 0, 1]
+    assert {one.name: one.image_id for one in (mixed[n] for n in range(24))} == {
+        one.name: one.image_id for one in (whole[n] for n in range(24))
+    }
+
+
+def test_examples_without_a_picture_keep_having_none() -> None:
+    whole = WholeStream("text", (Numbers("a", 1), Numbers("b", 1)))
+    assert [whole[n].image_id for n in range(2)] == [-1, -1]

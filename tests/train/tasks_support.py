@@ -15,7 +15,7 @@ from vlmoe_core.train.scoring import Asked, Evaluated, answer_all, ask
 from vlmoe_core.train.trained import Trained, load_trained
 
 PRETRAINING = ("model.moe.vision.layers=[0]", "train.steps=2", "train.eval_examples=2")
-"""Overrides of the tiny pretraining recipe: every task then passes sparse layers, and its weights fit the models here."""
+"""Overrides of the tiny pretraining recipe: every task passes sparse layers, and its weights fit the models here."""
 
 MODEL = """
 model:

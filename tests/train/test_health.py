@@ -1,7 +1,9 @@
 """Router health over a step, and the alarm of a dead expert."""
 
 import torch
+from accelerate import Accelerator
 
+from tests.train.support import on_ranks
 from vlmoe_core.config import exact
 from vlmoe_core.model.block import Routed
 from vlmoe_core.moe.plan import RoutingPlan, capacity_of, make_plan
@@ -47,3 +49,33 @@ def test_the_alarm_names_an_expert_once_when_it_stays_without_tokens() -> None:
     assert [len(messages) for messages in told] == [0, 0, 0, 1, 0, 0, 1, 0, 0]
     assert told[3] == ["router/text/1: no token chose expert 3 at two logged steps in a row"]
     assert "expert 0 " in told[6][0]
+
+
+def health_of_one_rank(layers: dict[int, list[list[int]]]) -> tuple[dict[str, float], dict[str, frozenset[int]]]:
+    """For a child: the summary where each rank met other layers, or none."""
+    accelerator = Accelerator(cpu=True)
+    health = RouterHealth()
+    for layer, of_ranks in layers.items():
+        if experts := of_ranks[accelerator.process_index]:
+            health.add([("pair", Routed(layer, "text", plan(experts), 0))])
+    summary = health.summary()
+    return dict(summary.figures), dict(summary.idle)
+
+
+def test_layers_that_ran_on_one_rank_only_are_told_by_all() -> None:
+    """The last micro-batch of a split may leave a rank with nothing; all ranks still reduce the same tallies."""
+    layers = {0: [[0, 0], [1, 2]], 1: [[3], []], 2: [[], [0, 1, 2, 3]]}
+    alone = RouterHealth()
+    for layer, of_ranks in layers.items():
+        for experts in of_ranks:
+            alone.add([("pair", Routed(layer, "text", plan(experts), 0))])
+    expected = alone.summary()
+    for figures, idle in on_ranks(2, health_of_one_rank, layers):
+        assert figures == expected.figures and idle == expected.idle
+    assert expected.idle["router/text/1"] == frozenset({0, 1, 2})
+
+
+def test_a_rank_that_met_no_layer_reduces_all_of_them() -> None:
+    for figures, idle in on_ranks(2, health_of_one_rank, {0: [[0, 0, 1], []], 3: [[2, 2], []]}):
+        assert figures["router/text/0/busiest"] == 2 / 3
+        assert idle == {"router/text/0": frozenset({2, 3}), "router/text/3": frozenset({0, 1, 3})}

@@ -287,3 +287,29 @@ def test_a_checkpoint_folder_of_an_earlier_step_may_be_named(base: Path, tmp_pat
     session, _ = opened(tuned(tmp_path, "nli", init=str(step)), tmp_path / "run")
     found = weights(base)
     assert same(session.objective.state_dict(), found, encoder_of(found)) == encoder_of(found)
+
+
+def test_retrieval_takes_the_contrast_that_it_was_pretrained_with(tmp_path: Path) -> None:
+    whole = "batch={size: {image: 4, text: 4, pair: 4}, micro: {image: 4, text: 4, pair: 4}}"
+    first = train(tiny(tmp_path, *PRETRAINING, "objective.weights.itc=1", whole), tmp_path / "first").folder
+    session, told = opened(tuned(tmp_path, "retrieval", init=str(first)), tmp_path / "run")
+    found = weights(first)
+    heads = [name for name in found if name.startswith("contrast.")]
+    assert len(heads) == 3 and same(session.objective.state_dict(), found, heads) == heads
+    step = f"{first}/checkpoints/step-00000002"
+    assert told[-2:] == [f"new, not from {step}: match", f"left out of {step}: heads.image, heads.text"]
+
+
+def test_a_head_that_fits_in_part_is_not_taken_in_part(tmp_path: Path) -> None:
+    """Another pooling changes the first layer of the matching head alone; contrast goes on."""
+    first = finetuned(tmp_path, "retrieval", "train.steps=2")
+    path = tmp_path / "again"
+    path.mkdir()
+    session, told = opened(tuned(path, "retrieval", "task.pool=both", init=str(first)), tmp_path / "run")
+    started, found = session.objective.state_dict(), weights(first)
+    fresh = build_objective(session.recipe, None, session.tokenizers.labels).state_dict()
+    match = [name for name in started if name.startswith("match.")]
+    rest = sorted(set(found) - set(match) - {name for name in found if name.startswith("match.")})
+    assert same(started, fresh, match) == match and same(started, found, rest) == rest
+    step = f"{first}/checkpoints/step-00000002"
+    assert told[-2:] == [f"new, not from {step}: match", f"left out of {step}: match"]

@@ -1,4 +1,4 @@
-"""Who decays, and the learning rate of each step."""
+"""Who decays, the learning rate of each step, and its factor for each layer."""
 
 import math
 from pathlib import Path
@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from tests.train.support import tiny
+from tests.train.tasks_support import TASKS, tuned
+from vlmoe_core.tasks.labels import Labels
 from vlmoe_core.train.build import build_objective
 from vlmoe_core.train.config import OptimConfig
-from vlmoe_core.train.optim import build_optimizer, learning_rate
+from vlmoe_core.train.optim import FACTOR, build_optimizer, learning_rate, parameter_roles, rate_factor
 
 # The preset `tiny`: four blocks, experts in the blocks 1 and 3, a VL-FFN in block 3, every switch that adds parameters.
 TINY = "model={preset: tiny, layer_scale: 0.1, moe: {vision: {num_experts: 4}, text: {num_experts: 4}}}"
@@ -160,3 +162,52 @@ def test_warm_up_and_cosine_by_hand() -> None:
 def test_no_warm_up_and_nothing_but_warm_up() -> None:
     assert learning_rate(0, 5, OptimConfig(lr=0.1, warmup_steps=0)) == pytest.approx(0.1)
     assert [learning_rate(s, 2, OptimConfig(lr=0.1, warmup_steps=2)) for s in range(2)] == pytest.approx([0.05, 0.1])
+
+
+def published_layer(name: str, layers: int) -> int:
+    """The layer of a parameter as BEiT numbers them: embeddings 0, block l of L is l, all behind them L + 1."""
+    if name.startswith("encoder.embeddings."):
+        return 0
+    return int(name.split(".")[2]) + 1 if name.startswith("encoder.blocks.") else layers + 1
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.85, 1.0])
+def test_factors_are_the_published_ones(tmp_path: Path, decay: float) -> None:
+    """lr_l = lr x decay^(L + 1 - l) (BEiT, arXiv 2106.08254, appendix)."""
+    loaded = tuned(tmp_path, "vqa", f"optim.layer_decay={decay}")
+    with torch.device("meta"):
+        objective = build_objective(loaded.recipe, None, Labels(("a", "b")))
+    layers = loaded.recipe.model.layers
+    names = parameter_roles(objective)
+    for name in names:
+        expected = decay ** (layers + 1 - published_layer(name, layers))
+        assert rate_factor(name, layers, loaded.recipe.optim) == pytest.approx(expected), name
+    groups = build_optimizer(objective, loaded.recipe.optim, layers).param_groups
+    assert len(groups) == (8 if decay < 1 else 2)  # four factors, with decay and without
+    held = {id(p): (group[FACTOR], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert len(held) == len(names)
+    for name, parameter in objective.named_parameters():
+        if name in names:
+            factor = rate_factor(name, layers, loaded.recipe.optim)
+            assert held[id(parameter)] == (factor, 0.05 if names[name] else 0.0), name
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_factor_of_the_heads_is_theirs_alone(tmp_path: Path, task: str) -> None:
+    loaded = tuned(tmp_path, task, "optim.layer_decay=0.5", "optim.head_lr=20")
+    with torch.device("meta"):
+        objective = build_objective(loaded.recipe, None, Labels(("a", "b")))
+    fast = {n for n in parameter_roles(objective) if rate_factor(n, 2, loaded.recipe.optim) == 20}
+    assert fast and fast == {n for n in parameter_roles(objective) if not n.startswith("encoder.")}
+    heads = {name.split(".")[0] for name in fast}
+    assert heads == ({"contrast", "match"} if task == "retrieval" else {"head"})
+    assert rate_factor("encoder.norm.weight", 2, loaded.recipe.optim) == 1.0
+
+
+def test_what_is_frozen_or_never_met_is_in_no_group(tmp_path: Path) -> None:
+    loaded = tuned(tmp_path, "classification", "train.freeze=[routers]")
+    with torch.device("meta"):
+        objective = build_objective(loaded.recipe, None, Labels(("a", "b")))
+    roles = parameter_roles(objective)
+    assert not [n for n in roles if ".text." in n or ".vl." in n or ".router." in n]
+    assert [n for n in roles if ".ffn.vision.experts." in n]

@@ -65,10 +65,11 @@ class WholeStream:
 
     def __getitem__(self, position: int) -> Example:
         """The example at a position. Raises DataError if it is broken."""
+        index = position
         for number, source in enumerate(self.sources):
-            if position < len(source):
-                return _from_source(number, source[position])
-            position -= len(source)
+            if index < len(source):
+                return _from_source(number, source[index])
+            index -= len(source)
         raise IndexError(f"position {position} behind the last of {self.epoch}")
 
     def random(self, position: int) -> random.Random:

@@ -155,6 +155,17 @@ def rank(probabilities_XA: Tensor, labels: Labels) -> list[Ranked]:
     ]
 
 
+def label_target(example: Example, labels: Labels, training: bool) -> NDArray[np.generic] | None:
+    """() int64, the number of the example's label; null where it is hidden.
+
+    Raises DataError, without a name, for a label that is not in the list, and where training would need a hidden one.
+    """
+    label = example.facts.get("label")
+    if label is None and training:
+        raise DataError("has no label, which training needs")
+    return None if label is None else np.array(labels.number(label))
+
+
 def by_subset(name: str, values: Values, records: Sequence[Record]) -> dict[str, Values]:
     """A metric of all examples, and of each subset that they name."""
     subsets = np.array([str(r.facts.get("subset", "")) for r in records])

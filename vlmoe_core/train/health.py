@@ -47,7 +47,7 @@ class RouterHealth:
 
     def _of_all_ranks(self) -> dict[str, Tensor]:
         """The tallies, with zeros for layers that ran on other ranks only: all ranks must reduce the same ones."""
-        like = next(iter(self.tallies.values()), torch.zeros(0))
+        like = next(iter(self.tallies.values()), torch.zeros(0, dtype=wide_dtype(torch.device("cpu"))))
         sizes = {key: tallies.shape[0] for key, tallies in self.tallies.items()}
         everywhere = {key: size for known in gather_objects(sizes) for key, size in known.items()}
         return {key: self.tallies.get(key, like.new_zeros(size)) for key, size in everywhere.items()}

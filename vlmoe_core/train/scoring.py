@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from accelerate import Accelerator
@@ -26,6 +27,9 @@ from vlmoe_core.train.parallel import gather_objects, meets_on_cpu, refuse_broke
 from vlmoe_core.train.reporter import Reporter
 from vlmoe_core.train.reranking import joined, rerank
 from vlmoe_core.train.trained import Trained
+
+MOST_LEARNED = 500_000
+"""Training examples that the baselines are fitted on, the first ones."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +192,8 @@ def baselines(recipe: Recipe, evaluated: Evaluated) -> list[Baseline]:
     """
     assert recipe.task is not None
     task = open_task(recipe.task)
-    learned = [(_text_of(task, e), truth) for e in records(recipe, recipe.data.train) if (truth := task.truth(e))]
+    examples = islice(records(recipe, recipe.data.train), MOST_LEARNED)
+    learned = [(_text_of(task, e), truth) for e in examples if (truth := task.truth(e))]
     if not learned:
         return []
     texts, truths = [text for text, _ in learned], [truth for _, truth in learned]

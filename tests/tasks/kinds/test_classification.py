@@ -23,7 +23,9 @@ def test_labels_are_those_of_training_in_alphabetical_order() -> None:
 def test_targets_are_numbers() -> None:
     targets = [task().target(example(label=name), LABELS, True) for name in LABELS.names]
     assert [int(t) for t in targets if t is not None] == list(range(6))
-    assert task().target(example(), LABELS, True) is None
+    assert task().target(example(), LABELS, False) is None
+    with pytest.raises(DataError, match="has no label, which training needs"):
+        task().target(example(), LABELS, True)
     with pytest.raises(DataError, match=r"the label 'bea' is not one of the model's 6.*bee"):
         task().target(example(label="bea"), LABELS, False)
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -5,8 +6,10 @@ import pytest
 import torch
 
 from tests.tasks.support import example, ranked, record
+from vlmoe_core.data.example import Example
 from vlmoe_core.errors import DataError
 from vlmoe_core.tasks.kinds.nlvr2 import NLVR2, Config, open_task
+from vlmoe_core.tasks.labels import Labels
 
 CASES = [
     ("dev-0-0-0", "True", "True"),
@@ -23,14 +26,26 @@ def task() -> NLVR2:
     return open_task(Config())
 
 
+def of_two(**facts: str) -> Example:
+    """An example with two pictures."""
+    return replace(example(**facts), more_images=(b"",))
+
+
+def test_another_number_of_pictures_is_refused() -> None:
+    with pytest.raises(DataError, match="has 1 pictures, the head takes 2; set task.num_images"):
+        task().target(example(label="True"), Labels(("False", "True")), True)
+
+
 def test_labels_and_targets() -> None:
     labels = task().find_labels([example(label="True")], [])
     assert labels.names == ("False", "True")
-    targets = [task().target(example(label=name), labels, True) for name in ("False", "True")]
+    targets = [task().target(of_two(label=name), labels, True) for name in ("False", "True")]
     assert [int(t) for t in targets if t is not None] == [0, 1]
-    assert task().target(example(id="x"), labels, True) is None
+    assert task().target(of_two(id="x"), labels, False) is None
+    with pytest.raises(DataError, match="has no label, which training needs"):
+        task().target(of_two(id="x"), labels, True)
     with pytest.raises(DataError, match="the label 'true' is not one of the model's 2"):
-        task().target(example(label="true"), labels, True)
+        task().target(of_two(label="true"), labels, True)
 
 
 def test_accuracy_and_consistency_by_hand() -> None:

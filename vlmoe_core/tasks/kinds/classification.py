@@ -17,7 +17,7 @@ from vlmoe_core.tasks.config import TaskConfig
 from vlmoe_core.tasks.labels import Labels, sorted_labels
 from vlmoe_core.tasks.mixing import Mixing
 from vlmoe_core.tasks.objective import Choosing, cross_entropy
-from vlmoe_core.tasks.task import MOST_RANKED, Ranked, Scores, Task, Values, rank, required, write_text
+from vlmoe_core.tasks.task import MOST_RANKED, Ranked, Scores, Task, Values, label_target, rank, required, write_text
 
 
 class Config(TaskConfig):
@@ -55,8 +55,7 @@ class Classification(Task):
 
     def target(self, example: Example, labels: Labels, training: bool) -> NDArray[np.generic] | None:
         """() int64, the number of the label."""
-        label = example.facts.get("label")
-        return None if label is None else np.array(labels.number(label))
+        return label_target(example, labels, training)
 
     def build(self, encoder: Encoder, labels: Labels) -> nn.Module:
         """A linear map (VL-MoE: average of the final states, then linear)."""

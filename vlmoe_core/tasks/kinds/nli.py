@@ -15,7 +15,7 @@ from vlmoe_core.tasks.config import TaskConfig
 from vlmoe_core.tasks.heads import Pooler
 from vlmoe_core.tasks.labels import Labels
 from vlmoe_core.tasks.objective import Choosing, cross_entropy
-from vlmoe_core.tasks.task import Ranked, Scores, Task, Values, by_subset, rank, required, write_text
+from vlmoe_core.tasks.task import Ranked, Scores, Task, Values, by_subset, label_target, rank, required, write_text
 
 LABELS = Labels(("entailment", "neutral", "contradiction"))
 
@@ -45,8 +45,7 @@ class NLI(Task):
 
     def target(self, example: Example, labels: Labels, training: bool) -> NDArray[np.generic] | None:
         """() int64, the number of the label."""
-        label = example.facts.get("label")
-        return None if label is None else np.array(labels.number(label))
+        return label_target(example, labels, training)
 
     def build(self, encoder: Encoder, labels: Labels) -> nn.Module:
         """Pooler on [CLS] and a linear map (BERT, arXiv 1810.04805)."""

@@ -11,13 +11,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vlmoe_core.data.example import Example, Record
+from vlmoe_core.errors import DataError
 from vlmoe_core.model.encoder import Encoder
 from vlmoe_core.tasks.config import TaskConfig
 from vlmoe_core.tasks.heads import MLPHead, Pool, width_of
 from vlmoe_core.tasks.labels import Labels
 from vlmoe_core.tasks.metrics.pairs import consistent, statement_of
 from vlmoe_core.tasks.objective import Choosing, cross_entropy
-from vlmoe_core.tasks.task import Ranked, Scores, Task, Values, rank, required, write_text
+from vlmoe_core.tasks.task import Ranked, Scores, Task, Values, label_target, rank, required, write_text
 
 LABELS = Labels(("False", "True"))
 
@@ -50,9 +51,11 @@ class NLVR2(Task):
         return LABELS
 
     def target(self, example: Example, labels: Labels, training: bool) -> NDArray[np.generic] | None:
-        """() int64, 1 for true."""
-        label = example.facts.get("label")
-        return None if label is None else np.array(labels.number(label))
+        """() int64, 1 for true. Raises DataError where there are too many or too few pictures."""
+        pictures = 1 + len(example.more_images)
+        if pictures != self.config.num_images:
+            raise DataError(f"has {pictures} pictures, the head takes {self.config.num_images}; set task.num_images")
+        return label_target(example, labels, training)
 
     def build(self, encoder: Encoder, labels: Labels) -> nn.Module:
         """LayerNorm and a two-layer head on the encodings (BEiT-3)."""

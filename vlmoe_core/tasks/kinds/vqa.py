@@ -72,6 +72,8 @@ class VQA(Task):
         A question of which no answer is in the list can't be learned from: it is refused in training.
         """
         scores = _scores(example.facts, labels.index)
+        if scores is None and training:
+            raise DataError("has no answers, which training needs")
         if scores is None:
             return None
         known = {labels.index[a]: s for a, s in scores.items() if a in labels.index}

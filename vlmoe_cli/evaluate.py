@@ -1,12 +1,17 @@
 """`vlmoe eval`: a finetuned model's metrics, with intervals, beside baselines and other models."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vlmoe_cli.options import JsonOption, OnErrorOption
 from vlmoe_cli.output import Output
+
+if TYPE_CHECKING:
+    from vlmoe_core.tasks.task import Task
+    from vlmoe_core.train.scoring import Asked, Evaluated
+    from vlmoe_core.train.trained import Trained
 
 EXAMPLES = (
     "vlmoe eval vqa",
@@ -44,43 +49,72 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """Score a finetuned model on a whole split."""
-    from vlmoe_cli.progress import ScoringProgress
-    from vlmoe_core.errors import DataError
+    from vlmoe_core.errors import UsageError
     from vlmoe_core.tasks.task import named_task, open_task
-    from vlmoe_core.train.parallel import end_processes
-    from vlmoe_core.train.scoring import accelerator_of, answer_all, ask, baselines, comparison, report
+    from vlmoe_core.train.scoring import ask
     from vlmoe_core.train.trained import load_finetuned, newest_finetuned
 
     out = Output(json)
     name = named_task(task)
     trained = load_finetuned(model or newest_finetuned(name), name)
     other = load_finetuned(compare, name) if compare is not None else None
-    accelerator = accelerator_of()
-    is_main = accelerator.is_main_process
     asked = ask(trained, data, split, limit, on_error)
-    says = out.note if is_main else lambda _: None
+    assert trained.recipe.task is not None
+    kind = open_task(trained.recipe.task)
+    if submission is not None and not kind.has_server:
+        raise UsageError(f"{name} has no server that takes submissions; --json prints the metrics")
+    answered = _answers(out, trained, other, asked, data)
+    if answered is None:
+        return
+    evaluated, beside = answered
+    if submission is not None:
+        kind.write_submission(evaluated.records, evaluated.answers, submission)
+        out.text(f"{len(evaluated.records):,} answers written: {submission}")
+    if evaluated.scores is None and submission is not None:
+        out.data({"task": name, "model": trained.path, "n": len(evaluated.records), "submission": submission})
+        return
+    _report(out, kind, trained, asked, evaluated, other, beside)
+
+
+def _answers(
+    out: Output, trained: "Trained", other: "Trained | None", asked: "Asked", data: str | None
+) -> "tuple[Evaluated, Evaluated | None] | None":
+    """What the model, and the one beside it, answer; null on all processes but the first."""
+    from vlmoe_cli.progress import ScoringProgress
+    from vlmoe_core.train.parallel import end_processes
+    from vlmoe_core.train.scoring import accelerator_of, answer_all
+
+    accelerator = accelerator_of()
+    says = out.note if accelerator.is_main_process else lambda _: None
     says(f"model {trained.path}, step {trained.step}; data.{asked.split} of {data or 'its own recipe'}")
     if other is not None:
         says(f"compared with {other.path}, step {other.step}")
     progress = ScoringProgress(says)
     evaluated = answer_all(trained, asked, accelerator, progress)
     beside = answer_all(other, asked, accelerator, progress) if other is not None else None
+    is_main = accelerator.is_main_process
     end_processes()
-    if not is_main:
-        return
-    assert trained.recipe.task is not None
-    kind = open_task(trained.recipe.task)
-    if submission is not None:
-        kind.write_submission(evaluated.records, evaluated.answers, submission)
-        out.text(f"{len(evaluated.records):,} answers written: {submission}")
+    return (evaluated, beside) if is_main else None
+
+
+def _report(
+    out: Output,
+    kind: "Task",
+    trained: "Trained",
+    asked: "Asked",
+    evaluated: "Evaluated",
+    other: "Trained | None",
+    beside: "Evaluated | None",
+) -> None:
+    """Metrics, baselines, and the comparison."""
+    from vlmoe_core.errors import DataError
+    from vlmoe_core.train.scoring import baselines, comparison, report
+
     if evaluated.scores is None:
-        if submission is None:
-            raise DataError(
-                f"data.{asked.split} does not hold the truth, so nothing can be scored; --submission FILE writes the "
-                "answers for the task's server"
-            )
-        out.data({"task": name, "model": trained.path, "n": len(evaluated.records), "submission": submission})
-        return
+        raise DataError(
+            f"data.{asked.split} does not hold the truth, so nothing can be scored; --submission FILE writes the "
+            "answers for the task's server"
+        )
     try:
         found = baselines(trained.recipe, evaluated)
     except DataError as error:

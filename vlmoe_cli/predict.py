@@ -89,7 +89,7 @@ def vqa(
     def own() -> "Sequence[Example]":
         return [_with(one, text=_given(question, "--question")) for one in pictures(image or [])]
 
-    _answer("vqa", own if input_ is None else input_, model, top, Output(json))
+    _answer("vqa", _one_of(own, bool(image or question), input_), model, top, Output(json))
 
 
 @app.command(epilog=examples('vlmoe predict nlvr2 --image left.png --image right.png --statement "both show a star"'))
@@ -108,7 +108,7 @@ def nlvr2(
         more = tuple(one.image for one in found[1:])
         return [_with(found[0], text=_given(statement, "--statement"), more_images=more)]
 
-    _answer("nlvr2", own if input_ is None else input_, model, 2, Output(json))
+    _answer("nlvr2", _one_of(own, bool(image or statement), input_), model, 2, Output(json))
 
 
 @app.command(epilog=examples("vlmoe predict classification --image photos"))
@@ -123,7 +123,7 @@ def classification(
     from vlmoe_core.analysis.answers import pictures
 
     own = lambda: pictures(image or [])  # noqa: E731
-    _answer("classification", own if input_ is None else input_, model, top, Output(json))
+    _answer("classification", _one_of(own, bool(image), input_), model, top, Output(json))
 
 
 @app.command(epilog=examples('vlmoe predict nli --premise "all shapes are red" --hypothesis "no shape is blue"'))
@@ -140,7 +140,7 @@ def nli(
     def own() -> "Sequence[Example]":
         return [Example("premise", text=_given(premise, "--premise"), second_text=_given(hypothesis, "--hypothesis"))]
 
-    _answer("nli", own if input_ is None else input_, model, 3, Output(json))
+    _answer("nli", _one_of(own, bool(premise or hypothesis), input_), model, 3, Output(json))
 
 
 @app.command(epilog=examples('vlmoe predict retrieval --image photos --text "two dogs on a beach"'))
@@ -180,6 +180,19 @@ def _given(text: str | None, option: str) -> str:
     if not text:
         raise UsageError(f"{option} is missing: give it, or --input with a file of examples")
     return text
+
+
+def _one_of(
+    own: "Callable[[], Sequence[Example]]", given: bool, file: Path | None
+) -> "Path | Callable[[], Sequence[Example]]":
+    """The file of examples, or what the other options say."""
+    from vlmoe_core.errors import UsageError
+
+    if file is not None and given:
+        raise UsageError(
+            "--input has pictures and texts of its own: leave the other options away, or leave --input away"
+        )
+    return own if file is None else file
 
 
 def _answer(

@@ -89,6 +89,8 @@ class Task(ABC):
     """The metric by which two models are compared example by example."""
     blind: ClassVar[str | None] = None
     """What the baseline that sees the text alone is called; null: the task has none."""
+    has_server: ClassVar[bool] = True
+    """There is a public server for submissions."""
     needs_whole_batch: ClassVar[bool] = False
     """The loss compares the examples of a step with each other, so that accumulation would change it."""
 

@@ -28,7 +28,7 @@ from vlmoe_core.train.reporter import Reporter
 from vlmoe_core.train.reranking import joined, rerank
 from vlmoe_core.train.trained import Trained
 
-MOST_LEARNED = 500_000
+MOST_LEARNED = 100_000
 """Training examples that the baselines are fitted on, the first ones."""
 
 

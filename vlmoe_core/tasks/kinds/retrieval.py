@@ -184,6 +184,7 @@ class Retrieval(Task):
     best = "mean"
     tested = "ir@1"
     needs_whole_batch = True
+    has_server = False
 
     def __init__(self, config: Config) -> None:
         self.config = config

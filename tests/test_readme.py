@@ -94,6 +94,12 @@ def test_the_lines_of_data_sets_are_valid(text: str) -> None:
     assert train.image or train.text or train.pair
 
 
+def test_examples_of_vqa_v2_drop_questions_without_a_listed_answer() -> None:
+    """Else training stops at the first of them."""
+    examples = [text for page in (README, DATA) for text in blocks("yaml", page) if "v2_mscoco_train2014" in text]
+    assert [data_of(text).on_error for text in examples] == ["skip", "skip"]
+
+
 def test_data_sets_use_every_source_that_reads_published_files() -> None:
     own_data = {"arrow"}
     shown = {word for text in blocks("yaml", DATA) for word in re.findall(r"source: ([\w-]+)", text)}

@@ -1,5 +1,6 @@
 """`vlmoe finetune`: train a task on a pretrained model, or from scratch."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,21 +55,41 @@ def finetune(
     loaded = load_run_recipe(recipe, changed, model)
     if loaded.recipe.task is None:
         raise UsageError(f"'{recipe}' pretrains: it has an objective and no task; run it with vlmoe pretrain {recipe}")
-    runs = [_seeded(recipe, changed, model, loaded, number, out) for number in range(seeds)] if seeds > 1 else []
-    outcomes = []
-    plan: list[tuple[LoadedRecipe, Path | None]] = [*runs] or [(loaded, out)]
-    for one, folder in plan:
-        if num_processes is not None:
+    if seeds > 1:
+        _check_alone(num_processes, json)
+    runs: list[tuple[LoadedRecipe, Path | None]] = [(loaded, out)]
+    if seeds > 1:
+        runs = [_seeded(recipe, changed, model, loaded, number, out) for number in range(seeds)]
+    if num_processes is not None:
+        for one, folder in runs:
             _launch(num_processes, recipe, changed, model, one, folder, resume, overwrite, json)
-            continue
-        outcomes.append(run_here(one, folder, resume, overwrite))
-        if outcomes[-1].signal is not None and not outcomes[-1].finished:
-            if outcomes[-1].is_main:
-                done = f"interrupted after step {outcomes[-1].step} of {one.recipe.train.steps}"
-                Output(json).note(f"{done}; the same command with --resume auto goes on in {outcomes[-1].folder}")
-            raise typer.Exit(128 + outcomes[-1].signal)
-    if outcomes and outcomes[0].is_main:
-        _show(Output(json), outcomes, loaded)
+        if seeds > 1:
+            _show(Output(json), [folder for _, folder in runs if folder], [], loaded)
+        return
+    outcomes = [_run(one, folder, resume, overwrite) for one, folder in runs]
+    if outcomes[0].is_main:
+        _show(Output(json), [outcome.folder for outcome in outcomes], outcomes, loaded)
+
+
+def _check_alone(num_processes: int | None, json: bool) -> None:
+    """Raises UsageError where runs one after the other can't be."""
+    from vlmoe_core.errors import UsageError
+
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UsageError("--seeds starts one run after the other: give --num-processes N instead of a launcher")
+    if num_processes is not None and json:
+        raise UsageError("--seeds with --num-processes prints no JSON: every run's metrics.jsonl has its figures")
+
+
+def _run(one: "LoadedRecipe", folder: Path | None, resume: str | None, overwrite: bool) -> "Outcome":
+    """One run in this process; Ctrl-C ends the command and tells how to go on."""
+    outcome = run_here(one, folder, resume, overwrite)
+    if outcome.signal is not None and not outcome.finished:
+        if outcome.is_main:
+            done = f"interrupted after step {outcome.step} of {one.recipe.train.steps}"
+            Output().note(f"{done}; the same command with --resume auto goes on in {outcome.folder}")
+        raise typer.Exit(128 + outcome.signal)
+    return outcome
 
 
 def _seeded(
@@ -102,31 +123,33 @@ def _launch(
         raise typer.Exit(code)
 
 
-def _show(out: Output, outcomes: list["Outcome"], loaded: "LoadedRecipe") -> None:
-    """The held-out metrics before and after, of one run or over seeds, and what to type next."""
+def _show(out: Output, folders: list[Path], outcomes: list["Outcome"], loaded: "LoadedRecipe") -> None:
+    """The held-out metrics before and after, of one run or over seeds, and what to type next.
+
+    Runs that other processes did have no outcomes here.
+    """
     from vlmoe_core.train.metrics import read_metrics
 
     task = loaded.recipe.task
     assert task is not None
-    lines = [read_metrics(outcome.folder / "metrics.jsonl", "eval") for outcome in outcomes]
+    lines = [read_metrics(folder / "metrics.jsonl", "eval") for folder in folders]
     rows = _rows(lines) if all(lines) else []
-    out.table(
-        rows,
-        f"Held-out metrics in percent, {len(outcomes)} seeds" if len(outcomes) > 1 else "Held-out metrics in percent",
-    )
-    folder = outcomes[-1].folder
+    most = loaded.recipe.train.eval_examples
+    of_seeds = f", {len(folders)} seeds" if len(folders) > 1 else ""
+    out.table(rows, f"Metrics in percent on at most {most:,} held-out examples{of_seeds}")
+    done = {
+        "broken examples skipped": sum(outcome.broken for outcome in outcomes),
+        "time": f"{sum(outcome.seconds for outcome in outcomes) / 60:.1f} min",
+    }
     out.record(
-        {
-            "run folder": ", ".join(str(outcome.folder) for outcome in outcomes),
-            "broken examples skipped": sum(outcome.broken for outcome in outcomes),
-            "time": f"{sum(outcome.seconds for outcome in outcomes) / 60:.1f} min",
-            "next": f"vlmoe eval {task.name} --model {folder}",
-        }
+        {"run folder": ", ".join(map(str, folders))}
+        | (done if outcomes else {})
+        | {"next": f"vlmoe eval {task.name} --model {folders[-1]}"}
     )
     out.data(
         {
             "task": task.name,
-            "folders": [outcome.folder for outcome in outcomes],
+            "folders": folders,
             "finished": all(outcome.finished for outcome in outcomes),
             "metrics": rows,
             "seconds": sum(outcome.seconds for outcome in outcomes),

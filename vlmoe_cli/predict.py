@@ -163,7 +163,7 @@ def retrieval(
         raise UsageError("nothing to look for: give one or more --text")
     trained = load_finetuned(model or newest_finetuned("retrieval"), "retrieval")
     out.note(f"model {trained.path}, step {trained.step}")
-    matches = sorted(match(trained, pictures(image or []), text), key=lambda one: -one.similarity)[:top]
+    matches = match(trained, pictures(image or []), text, top)
     out.table([asdict(one) for one in matches])
     out.data({"model": trained.path, "matches": [asdict(one) for one in matches]})
 

@@ -11,6 +11,7 @@ from tests.train.tasks_support import finetuned, scored
 from vlmoe_core.analysis.answers import answer, batch_of, match, pictures, read_examples
 from vlmoe_core.data.example import Example
 from vlmoe_core.errors import DataError, UsageError
+from vlmoe_core.model.encoder import Encoder
 from vlmoe_core.tasks.task import open_task
 from vlmoe_core.train.build import whole_dataset
 from vlmoe_core.train.trained import Trained, load_trained
@@ -59,15 +60,35 @@ def test_every_picture_is_matched_with_every_text(models: dict[str, Trained]) ->
     images = [replace(example, text=None) for example in examples_of(trained)[:10:2]]
     texts = [f"a {colour} circle" for colour in ("red", "blue", "green", "grey", "pink", "white", "black")]
     found = match(trained, images, texts)  # 35 pairs: two batches
-    assert [(one.image, one.text) for one in found] == [(i.name, t) for i in images for t in texts]
+    assert sorted((one.image, one.text) for one in found) == sorted((i.name, t) for i in images for t in texts)
+    assert [one.similarity for one in found] == sorted((one.similarity for one in found), reverse=True)
+    by_name = {image.name: image for image in images}
     for place in (0, 17, 34):
-        image, text = images[place // 7], texts[place % 7]
-        batch = batch_of(trained, [replace(image, text=text)])
+        batch = batch_of(trained, [replace(by_name[found[place].image], text=found[place].text)])
         with torch.no_grad():
             image_XD, text_XD = trained.objective({"pair": batch}).outputs.chunk(2, dim=-1)
-            logit = trained.objective.match_logits(batch)  # type: ignore[operator]
+            logits_S2 = trained.objective.match_logits(batch)  # type: ignore[operator]
         assert found[place].similarity == pytest.approx(float((image_XD * text_XD).sum()), abs=1e-6)
-        assert found[place].match == pytest.approx(float(torch.sigmoid(logit)), abs=1e-6)
+        assert found[place].match == pytest.approx(float(logits_S2.softmax(-1)[0, 1]), abs=1e-6)
+
+
+def test_pictures_and_texts_are_encoded_once_and_the_best_pairs_together(models: dict[str, Trained]) -> None:
+    trained = models["retrieval"]
+    images = [replace(example, text=None) for example in examples_of(trained)[:10:2]]
+    texts = [f"a {colour} circle" for colour in ("red", "blue", "green")]
+    seen: list[tuple[int, int, bool]] = []
+    encoder = trained.objective.encoder
+    assert isinstance(encoder, Encoder)
+    handle = encoder.register_forward_pre_hook(
+        lambda _, inputs: seen.append((inputs[0].num_images, inputs[0].num_sequences, inputs[0].fused))
+    )
+    best = match(trained, images, texts, 4)
+    handle.remove()
+    assert seen == [(5, 5, False), (0, 3, False), (4, 4, True)]
+    whole = match(trained, images, texts)
+    assert [(one.image, one.text) for one in best] == [(one.image, one.text) for one in whole[:4]]
+    assert [one.match for one in best] == pytest.approx([one.match for one in whole[:4]], abs=1e-6)
+    assert match(trained, [], texts) == match(trained, images, []) == []
 
 
 def test_a_dual_encoder_alone_tells_no_match(tmp_path: Path) -> None:

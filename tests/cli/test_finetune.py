@@ -116,7 +116,7 @@ def test_seeds_are_told_with_mean_and_standard_deviation(seeds: Path) -> None:
         reached.append([json.loads(line) for line in lines][-1]["metric/accuracy"])
     mean, spread = sum(reached) / 2, abs(reached[0] - reached[1]) / 2**0.5
     shown = (seeds / "out.txt").read_text()
-    assert "Held-out metrics in percent, 2 seeds" in shown
+    assert "held-out examples, 2 seeds" in shown
     assert ["metric", "mean", "standard deviation", "run 0", "run 1"] in list(rows_of(shown))
     cells = [f"{value:.4g}" for value in (mean, spread, *reached)]
     assert ["accuracy", *cells] in list(rows_of(shown))

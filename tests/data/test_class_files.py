@@ -1,6 +1,6 @@
 import pytest
 
-from vlmoe_core.data.class_files import checked_class, class_list, picture_labels
+from vlmoe_core.data.class_files import answer_list, checked_class, class_list, picture_labels
 from vlmoe_core.errors import DataError
 
 PICTURES = ("a b.jpg", "c.jpg")
@@ -68,3 +68,29 @@ def test_labels_by_name_and_by_number(write, content):
 def test_wrong_labels(write, content, classes, reason):
     with pytest.raises(DataError, match=f"^{reason}"):
         picture_labels(write(content), PICTURES, classes, "x.txt")
+
+
+def test_answers_stand_in_label_order(write):
+    lines = b'{"answer": "net", "label": 0}\n\n{"answer": "2 dogs", "label": 1, "more": 3}\n'
+    assert answer_list(write(lines), "x.txt") == ("net", "2 dogs")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "x.txt: holds no answer"),
+        (b'{"answer": "net", "label": 0}\n{"answer": "yes", "label": 2}', "x.txt:2: .* label 1, not 'yes' and 2"),
+        (b'{"answer": "net", "label": false}', "x.txt:1: .* label 0, not 'net' and False"),
+        (b'{"label": 0}', "x.txt:1: must have an answer and label 0, not None and 0"),
+        (b"net\n", "x.txt:1: is no JSON"),
+        (b"[]\n", r"x.txt:1: is no JSON object"),
+    ],
+)
+def test_a_list_without_order_or_answers_is_refused(write, content, reason):
+    with pytest.raises(DataError, match=f"^{reason}"):
+        answer_list(write(content), "x.txt")
+
+
+def test_a_missing_answer_list_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"^x.txt: can't be read: No such file"):
+        answer_list(tmp_path / "x.txt", "x.txt")

@@ -214,7 +214,7 @@ def test_records_stand_beside_the_examples_of_held_out_data(tmp_path: Path, work
         assert [record.position for record in micro.records] == micro.batches["text"].positions.tolist()
         for record in micro.records:
             example = made.streams["text"][record.position]
-            assert (record.name, record.text, record.second_text) == (example.name, example.text, example.second_text)
+            assert (record.name, record.words, record.second_text) == (example.name, example.text, example.second_text)
             assert record.facts == example.facts and record.image_id == -1
     assert all(micro.records == () for micro in load(of_task(tmp_path, "nli", training=True), range(2), data))
 

@@ -127,6 +127,22 @@ def test_ranks_together_are_one_process(found: list[Any], case: str) -> None:
         np.testing.assert_allclose(sum(p[name] for p in parts), gradient, rtol=1e-10, atol=1e-12, err_msg=name)
 
 
+def test_the_lengths_of_all_ranks_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each read waits for the device."""
+    reads: list[str] = []
+    as_list = Tensor.tolist
+    monkeypatch.setattr(Tensor, "tolist", lambda self: reads.append("list") or as_list(self))
+    for name in ("__int__", "__index__", "item"):
+        monkeypatch.setattr(Tensor, name, lambda self, name=name: pytest.fail(f"{name} waits for the device"))
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 3)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "all_gather", lambda parts, own: [part.copy_(own) for part in parts])
+    head = head_of()
+    contrast(*units(head, *states_of([0, 1], 0)), torch.tensor([0, 1]), head.scale, over_ranks=True)
+    assert reads == ["list"]
+
+
 def test_the_scale_is_bounded_and_starts_at_clips() -> None:
     assert ContrastHead(WIDTH).scale.item() == pytest.approx(1 / 0.07)
     assert head_of(99.0).scale.item() == pytest.approx(99)

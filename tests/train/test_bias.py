@@ -46,6 +46,15 @@ def test_a_step_without_update_is_forgotten(loaded: LoadedRecipe) -> None:
     assert not any(router.bias.any() for router in biases.routers.values())
 
 
+def test_frozen_routers_keep_their_biases(loaded: LoadedRecipe) -> None:
+    train = loaded.recipe.train.model_copy(update={"freeze": ("routers",)})
+    objective = build_objective(loaded.recipe.model_copy(update={"train": train}), None)
+    biases = RouterBiases(objective)
+    biases.add([routed([0, 0, 0, 1])])
+    biases.update()
+    assert not objective.get_buffer("encoder.blocks.1.ffn.vision.router.bias").any()
+
+
 def test_the_biases_are_saved(loaded: LoadedRecipe) -> None:
     assert "encoder.blocks.1.ffn.vision.router.bias" in build_objective(loaded.recipe, None).state_dict()
 

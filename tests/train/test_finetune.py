@@ -1,5 +1,6 @@
 """Finetuning from end to end: learning rates by layer, frozen parts, resuming, and a folder that needs nothing else."""
 
+import math
 import random
 import re
 import shutil
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from tests.train.support import (
@@ -16,6 +18,7 @@ from tests.train.support import (
     Child,
     assert_same_bits,
     assert_same_run,
+    fresh_process,
     metrics,
     on_ranks,
     pretrain_child,
@@ -27,7 +30,7 @@ from tests.train.tasks_support import PRETRAINING, TASKS, Notes, finetuned, name
 from vlmoe_core.checkpoint.layout import list_checkpoints, step_of
 from vlmoe_core.data.collate import collate
 from vlmoe_core.data.stream import open_streams
-from vlmoe_core.errors import DataError, RecipeError, UsageError
+from vlmoe_core.errors import DataError, RecipeError, TrainError, UsageError
 from vlmoe_core.tasks.task import open_task
 from vlmoe_core.train.build import task_preparer
 from vlmoe_core.train.init import load_run_recipe, open_start
@@ -240,6 +243,59 @@ def test_a_folder_that_was_moved_predicts_the_same_bits(base: Path, tmp_path: Pa
     lone = tmp_path / "lone"
     shutil.copytree(moved / "checkpoints" / "step-00000002", lone / "step-00000002")
     assert predictions(load_trained(lone / "step-00000002")).equal(expected)
+
+
+@pytest.mark.parametrize(("pool", "layer"), [("text", 0), ("vision", 1)])
+def test_a_loss_of_retrieval_that_is_not_finite_is_named(tmp_path: Path, pool: str, layer: int) -> None:
+    """Images and texts alone come from the stream of pairs; in layer 1 no other sequence has a sparse pool."""
+    fresh_process()
+    loaded = tuned(tmp_path, "retrieval", f"model.moe.{pool}.layers=[{layer}]")
+    session = open_session(loaded, RunOptions(tmp_path / "run"), Reporter())
+    recipe = loaded.recipe
+    stepper = Stepper(session.accelerator, session.model, session.optimizer, recipe.optim, 4, recipe.seed)
+    with torch.no_grad():
+        session.objective.get_parameter(f"encoder.blocks.{layer}.ffn.{pool}.router.weight").fill_(math.nan)
+    with pytest.raises(TrainError, match=rf"balance/{pool}/{layer} \(pair stream, positions 0 to 7\)"):
+        stepper(0, [session.train_data[0]])
+
+
+def test_the_held_out_loss_of_retrieval_is_its_contrast(straight: dict[str, Path]) -> None:
+    lines = [line for line in metrics(straight["retrieval"]) if line["split"] == "eval"]
+    assert len(lines) == 3
+    for line in lines:
+        assert [name for name in line if name.startswith("loss/")] == ["loss/total", "loss/itc"]
+        assert line["loss/total"] == line["loss/itc"] > 0
+
+
+def flat_pictures(folder: Path, readable: bool) -> str:
+    """Pictures in a folder without classes, and a data.eval that reads them."""
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (16, 16), (80 * number, 0, 0)).save(folder / f"{number}.png")
+        if not readable:
+            (folder / f"{number}.png").write_bytes(b"torn")
+    return f"data.eval.image=[{{source: image-folder, path: {folder}}}]"
+
+
+def test_held_out_data_without_the_truth_are_refused_before_the_first_step(tmp_path: Path) -> None:
+    loaded = tuned(tmp_path, "classification", flat_pictures(tmp_path / "flat", readable=True))
+    with pytest.raises(DataError, match=r"^data\.eval does not hold the truth, .* list those without under data\.test"):
+        train(loaded, tmp_path / "run")
+    assert not list_checkpoints(tmp_path / "run")
+
+
+@pytest.mark.parametrize("task", ["classification", None])
+def test_held_out_data_that_are_all_broken_are_refused(tmp_path: Path, task: str | None) -> None:
+    torn = (flat_pictures(tmp_path / "flat", readable=False), "data.on_error=skip")
+    if task is None:
+        loaded = tiny(tmp_path, *torn, "data.eval.text=[]", "data.eval.pair=[]")
+    else:
+        loaded = tuned(tmp_path, task, *torn)
+    with pytest.raises(DataError, match=r"^data\.eval has no readable example; mend"):
+        train(loaded, tmp_path / "run")
+    if task is not None:
+        for found in on_ranks(2, pretrain_child, tuned(tmp_path, task, *torn, "batch.micro.image=4"), tmp_path / "two"):
+            assert isinstance(found, DataError) and "no readable example" in str(found)
 
 
 def test_contrast_refuses_accumulation(base: Path, tmp_path: Path) -> None:

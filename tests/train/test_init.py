@@ -262,6 +262,8 @@ def changed(start: Start, model: dict[str, Tensor]) -> Start:
         ("missing", r"missing: encoder\.norm\.weight$"),
         ("foreign", r"not in the recipe's model: encoder\.blocks\.9\.new$"),
         ("shape", r"encoder\.norm\.weight is \(8,\), the recipe's model wants \(16,\)$"),
+        ("positions", r"missing: encoder\.embeddings\.image\.position$"),
+        ("width", r"encoder\.embeddings\.text\.position is \(24, 8\), the recipe's model wants \(24, 16\)$"),
     ],
 )
 def test_an_encoder_of_other_tensors_is_refused_by_name(base: Path, tmp_path: Path, change: str, message: str) -> None:
@@ -272,13 +274,19 @@ def test_an_encoder_of_other_tensors_is_refused_by_name(base: Path, tmp_path: Pa
         del model["encoder.norm.weight"]
     elif change == "foreign":
         model["encoder.blocks.9.new"] = torch.zeros(2)
-    else:
+    elif change == "shape":
         model["encoder.norm.weight"] = torch.ones(8)
+    elif change == "positions":
+        del model[IMAGE_POSITIONS]
+    else:
+        model[TEXT_POSITIONS] = torch.ones(24, 8)
     recipe = tuned(tmp_path, "nli", init=str(base)).recipe
     tokenizers: Tokenizers = obtain_tokenizers(recipe, tmp_path / "tokenizers", Reporter(), start.text_tokenizer)
     objective = build_objective(recipe, None, tokenizers.labels)
+    before = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
     with pytest.raises(CheckpointError, match=r"can't start this recipe; " + message):
         start_from(objective, changed(start, model), recipe, tokenizers.labels)
+    assert same(objective.state_dict(), before, list(before)) == list(before)
 
 
 def test_a_checkpoint_folder_of_an_earlier_step_may_be_named(base: Path, tmp_path: Path) -> None:

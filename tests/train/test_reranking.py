@@ -1,5 +1,6 @@
 """Re-ranking equals a brute force that scores every candidate pair alone."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -8,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from tests.train.tasks_support import finetuned, names, percents, scored
 from vlmoe_core.data.batch import Batch
 from vlmoe_core.data.collate import collate
 from vlmoe_core.data.example import Example
-from vlmoe_core.data.loader import MicroBatches
+from vlmoe_core.data.loader import MicroBatch, MicroBatches
 from vlmoe_core.tasks.kinds.retrieval import Matching, gallery_of, recall_scores
 from vlmoe_core.tasks.metrics.retrieval import feature_ranks
 from vlmoe_core.tasks.task import open_task
@@ -71,7 +73,7 @@ def table(trained: Trained) -> Table:
     with torch.no_grad():
         own = [objective({"pair": batch_of_one(trained, e, e.text or "")}).outputs.chunk(2, -1) for e in examples]
         logits = [
-            [float(objective.match_logits(batch_of_one(trained, p, t))) for t in texts]  # type: ignore[operator]
+            [float(objective.match_logits(batch_of_one(trained, p, t))[0, 1]) for t in texts]  # type: ignore[operator]
             for p in pictures
         ]
     images = torch.cat([own[owner.index(i)][0] for i in range(len(pictures))])
@@ -114,7 +116,7 @@ def test_ranks_are_those_of_the_brute_force(trained: Trained, table: Table, top:
     dataset = test_split(model)
     objective = model.objective
     assert isinstance(objective, Matching)
-    pairs = joined(dataset[number] for number in range(4))
+    pairs = joined((dataset[number] for number in range(4)), 14)
     assert (pairs.num_images, pairs.num_examples) == (14, 28)
     ranks = rerank(objective, gallery, pairs, 5, 0, 1)
     to_text, to_image = brute_force(model, table, top)
@@ -137,11 +139,28 @@ def test_the_size_of_a_batch_changes_nothing(trained: Trained, micro: int) -> No
 
 def test_pictures_are_kept_once_and_captions_in_their_order(trained: Trained) -> None:
     dataset = replace(test_split(trained), sizes={"pair": 3})  # captions of one picture lie in two micro-batches
-    pairs, whole = joined(dataset[n] for n in range(10)), replace(dataset, sizes={"pair": 28})[0].batches["pair"]
+    pairs, whole = joined((dataset[n] for n in range(10)), 14), replace(dataset, sizes={"pair": 28})[0].batches["pair"]
     assert torch.equal(pairs.pixels_ICHW, whole.pixels_ICHW[::2])
     for field in ("text_ids_T", "text_positions_T", "sequence_of_text", "positions"):
         assert torch.equal(getattr(pairs, field), getattr(whole, field)), field
     assert pairs.longest_text == whole.longest_text
+
+
+def test_no_micro_batch_keeps_its_pictures(trained: Trained) -> None:
+    """The pictures of a split are many: they are held once."""
+    dataset = replace(test_split(trained), sizes={"pair": 4})
+    storages: list[StorageWeakRef] = []
+
+    def told() -> Iterator[MicroBatch]:
+        for number in range(7):
+            assert all(storage.expired() for storage in storages[:-1])  # but that in use
+            micro = dataset[number]
+            storages.append(StorageWeakRef(micro.batches["pair"].pixels_ICHW.untyped_storage()))
+            yield micro
+
+    pairs = joined(told(), 14)
+    assert pairs.pixels_ICHW.untyped_storage().nbytes() == 14 * 3 * 16 * 16
+    assert len(storages) == 7
 
 
 def test_nothing_is_ranked_anew_without_candidates_or_head(trained: Trained, tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ from PIL import Image
 
 from tests.data.files_support import SHARED, jpeg, needs_shared
 from tests.train.support import tiny
+from tests.train.tasks_support import tuned
 from vlmoe_core.data.contact_sheet import Piece
 from vlmoe_core.data.example import Sample
 from vlmoe_core.errors import DataError, UsageError
 from vlmoe_core.recipe.load import LoadedRecipe
 from vlmoe_core.tokenizers.text import fit_wordpiece
 from vlmoe_core.train.build import build_dataset
-from vlmoe_core.train.fitting import obtain_tokenizers
+from vlmoe_core.train.fitting import obtain_labels, obtain_tokenizers
 from vlmoe_core.train.reporter import Reporter
 from vlmoe_core.train.survey import check_data, index_data, pieces_of
 
@@ -101,6 +102,16 @@ def test_a_limit_is_said(files: LoadedRecipe, tmp_path: Path) -> None:
 def test_the_same_data_give_the_same_sheet(files: LoadedRecipe, tmp_path: Path) -> None:
     first, second = (check_data(files, 1, tmp_path / name, Reporter()).sheet for name in ("a", "b"))
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_labels_of_a_task_are_looked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many sources there are: to find them is to read every record."""
+    calls: list[object] = []
+    monkeypatch.setattr(
+        "vlmoe_core.train.survey.obtain_labels", lambda recipe: calls.append(recipe) or obtain_labels(recipe)
+    )
+    checked = check_data(tuned(tmp_path, "vqa"), 2, tmp_path, Reporter())
+    assert len(checked.sources) == 3 and not checked.broken and len(calls) == 1
 
 
 def test_a_recipe_without_texts(tmp_path: Path) -> None:

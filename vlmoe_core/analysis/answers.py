@@ -5,7 +5,7 @@ Axis letters: X examples, N pictures, M texts.
 
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from vlmoe_core.data.collate import collate
 from vlmoe_core.data.example import Example
 from vlmoe_core.data.files import IMAGE_SUFFIXES, checked_text, inside, lines, parse_object, read_file
 from vlmoe_core.errors import DataError, UsageError
+from vlmoe_core.objectives.contrastive import alone
+from vlmoe_core.tasks.kinds.retrieval import Matching
 from vlmoe_core.tasks.task import Ranked, Task, open_task
 from vlmoe_core.train.build import task_preparer
 from vlmoe_core.train.trained import Trained
@@ -78,23 +80,57 @@ def batch_of(trained: Trained, examples: Iterable[Example]) -> Batch:
     return collate(task.stream, samples, recipe.model.image_size, recipe.model.num_patches)
 
 
-def match(trained: Trained, images: Sequence[Example], texts: Sequence[str]) -> list[Match]:
-    """Every picture with every text, in that order."""
-    matches: list[Match] = []
+def match(trained: Trained, images: Sequence[Example], texts: Sequence[str], top: int | None = None) -> list[Match]:
+    """The pairs of a picture and a text that are most alike, the best first.
+
+    Every picture and every text is encoded once alone, and the pairs that are returned once together.
+
+    Args:
+        trained: a model of retrieval.
+        images: the pictures.
+        texts: the texts.
+        top: at most so many pairs; null: all.
+    """
+    if not images or not texts:
+        return []
     pairs = list(product(images, texts))
+    cosines = _cosines(trained, images, texts)
+    best = cosines.argsort(descending=True, stable=True)[:top]
+    chosen = [pairs[place] for place in best.tolist()]
+    rows = zip(chosen, cosines[best].tolist(), _matches(trained, chosen), strict=True)
+    return [Match(image.name, text, cosine, together) for (image, text), cosine, together in rows]
+
+
+@torch.no_grad()
+def _cosines(trained: Trained, images: Sequence[Example], texts: Sequence[str]) -> Tensor:
+    """(N M,) of every picture with every text."""
+    objective = _matching(trained)
+    shown = _batches(trained, [(image, texts[0]) for image in images])
+    said = _batches(trained, [(images[0], text) for text in texts])
+    image_ND = torch.cat([objective.embed_images(alone(batch)["image"]) for batch in shown])
+    text_MD = torch.cat([objective.embed_texts(alone(batch)["text"]) for batch in said])
+    return (image_ND @ text_MD.T).flatten()
+
+
+@torch.no_grad()
+def _matches(trained: Trained, pairs: Sequence[tuple[Example, str]]) -> list[float | None]:
+    """Probability that each pair belongs together; null without a matching head."""
+    objective = _matching(trained)
+    if not objective.config.itm_weight:
+        return [None] * len(pairs)
+    logits_P2 = torch.cat([objective.match_logits(batch) for batch in _batches(trained, pairs)])
+    found: list[float | None] = logits_P2.softmax(dim=-1)[:, 1].tolist()
+    return found
+
+
+def _matching(trained: Trained) -> Matching:
+    assert isinstance(trained.objective, Matching), "a model of retrieval matches pictures and texts"
+    return trained.objective
+
+
+def _batches(trained: Trained, pairs: Sequence[tuple[Example, str]]) -> Iterator[Batch]:
     for start in range(0, len(pairs), BATCH):
-        some = pairs[start : start + BATCH]
-        batch = batch_of(trained, [Example(i.name, i.image, text, n) for n, (i, text) in enumerate(some)])
-        with torch.no_grad():
-            outputs_XF: Tensor = trained.objective({"pair": batch}).outputs
-            fused = trained.objective.config.itm_weight > 0  # type: ignore[union-attr,operator]
-            logits = trained.objective.match_logits(batch) if fused else None  # type: ignore[operator]
-        image_XD, text_XD = outputs_XF.chunk(2, dim=-1)
-        cosines = (image_XD * text_XD).sum(-1).tolist()
-        found = [None] * len(cosines) if logits is None else torch.sigmoid(logits).tolist()
-        rows = zip(some, cosines, found, strict=True)
-        matches += [Match(image.name, text, cosine, together) for (image, text), cosine, together in rows]
-    return matches
+        yield batch_of(trained, [replace(image, text=text) for image, text in pairs[start : start + BATCH]])
 
 
 def picture(path: Path) -> Example:

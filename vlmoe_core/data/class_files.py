@@ -1,13 +1,14 @@
-"""Files that name the classes of pictures: a list of classes, and one label for each picture of a flat folder.
+"""Files that name classes: a list of classes, one label for each picture of a flat folder, a list of answers.
 
-As of ImageNet (ILSVRC 2012): the synset list, and the ground truth of the validation pictures.
+As of ImageNet (ILSVRC 2012): the synset list, and the ground truth of the validation pictures. As of BEiT-3: the
+answers of VQA.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from vlmoe_core.config import nearest
-from vlmoe_core.data.files import decode_utf8, lines
+from vlmoe_core.data.files import decode_utf8, lines, parse_object
 from vlmoe_core.errors import DataError
 
 
@@ -25,6 +26,24 @@ def class_list(path: Path, where: str) -> tuple[str, ...]:
     if not known:
         raise DataError(f"{where}: holds no class")
     return tuple(known)
+
+
+def answer_list(path: Path, where: str) -> tuple[str, ...]:
+    """The answers of BEiT-3's answer2label.txt, JSON lines {"answer": ..., "label": ...}, in label order.
+
+    Raises DataError, beginning with `where` (the file), if it can't be read, holds none, or line i has not label i.
+    """
+    answers: list[str] = []
+    for number, line in _numbered(path, where):
+        place = f"{where}:{number}"
+        entry = parse_object(line.encode(), place)
+        answer, label = entry.get("answer"), entry.get("label")
+        if not isinstance(answer, str) or type(label) is not int or label != len(answers):
+            raise DataError(f"{place}: must have an answer and label {len(answers)}, not {answer!r} and {label!r}")
+        answers.append(answer)
+    if not answers:
+        raise DataError(f"{where}: holds no answer")
+    return tuple(answers)
 
 
 def checked_class(name: str, classes: Sequence[str] | None, where: str) -> str:

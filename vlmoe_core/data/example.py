@@ -33,6 +33,11 @@ class Example:
     text_ids: tuple[int, ...] | None = None
     """The text as token ids, without special tokens, where that is how a file stores it; `text` is None then."""
 
+    @property
+    def words(self) -> str:
+        """What a reader of words sees of the text: where a file stores token ids, each id is a word."""
+        return " ".join(map(str, self.text_ids)) if self.text_ids is not None else self.text or ""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -68,8 +73,8 @@ class Record:
     """Where it stands."""
     image_id: int
     """Number of the picture."""
-    text: str
-    """Its text; of a pair of sentences the first."""
+    words: str
+    """Its text, of a pair of sentences the first; token ids as words where a file stores those."""
     second_text: str
     """The second sentence."""
     facts: Mapping[str, Any]

@@ -90,9 +90,7 @@ class Drawn:
 
 
 def _record(position: int, example: Example) -> Record:
-    return Record(
-        position, example.name, example.image_id, example.text or "", example.second_text or "", example.facts
-    )
+    return Record(position, example.name, example.image_id, example.words, example.second_text or "", example.facts)
 
 
 def load(dataset: MicroBatches, numbers: Sequence[int], data: DataConfig, processes: int = 1) -> Iterator[MicroBatch]:

@@ -55,7 +55,8 @@ def contrast(image_XD: Tensor, text_XD: Tensor, image_ids_X: Tensor, scale: Tens
     if not (over_ranks and dist.is_available() and dist.is_initialized()):
         return _losses(image_XD, text_XD, image_ids_X, scale).sum()
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    images, texts, ids = (_gathered(part) for part in (image_XD.detach(), text_XD.detach(), image_ids_X))
+    lengths = _lengths(image_ids_X)
+    images, texts, ids = (_gathered(part, lengths) for part in (image_XD.detach(), text_XD.detach(), image_ids_X))
     images[rank], texts[rank] = image_XD, text_XD
     # The whole loss on each of the ranks gives the scale its gradient so many times.
     scale = scale.detach() + (scale - scale.detach()) / ranks
@@ -78,15 +79,19 @@ def _losses(image_GD: Tensor, text_GD: Tensor, image_ids_G: Tensor, scale: Tenso
     return (to_text + to_image) / 2
 
 
-def _gathered(part: Tensor) -> list[Tensor]:
+def _lengths(part: Tensor) -> list[int]:
+    """Of the parts of all ranks. The device is waited for once, however many ranks there are."""
+    lengths = [torch.zeros(1, dtype=torch.int64, device=part.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(lengths, torch.tensor([part.shape[0]], device=part.device))
+    found: list[int] = torch.cat(lengths).tolist()
+    return found
+
+
+def _gathered(part: Tensor, lengths: list[int]) -> list[Tensor]:
     """The parts of all ranks, which may differ in length."""
-    ranks = dist.get_world_size()
-    sizes = [torch.zeros(1, dtype=torch.int64, device=part.device) for _ in range(ranks)]
-    dist.all_gather(sizes, torch.tensor([part.shape[0]], device=part.device))
-    lengths = [int(size) for size in sizes]
     padded = part.new_zeros(max(lengths), *part.shape[1:])
     padded[: part.shape[0]] = part
-    parts = [torch.empty_like(padded) for _ in range(ranks)]
+    parts = [torch.empty_like(padded) for _ in lengths]
     dist.all_gather(parts, padded)
     return [whole[:length] for whole, length in zip(parts, lengths, strict=True)]
 

@@ -1,12 +1,14 @@
 """What a downstream task is: its labels, its target, its head and loss, its score, its submission file."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -18,6 +20,7 @@ from vlmoe_core.model.encoder import Encoder
 from vlmoe_core.tasks.config import ALIASES, TASKS, TaskConfig
 from vlmoe_core.tasks.labels import Labels
 from vlmoe_core.tasks.metrics.intervals import bootstrap
+from vlmoe_core.tasks.metrics.labels import hits
 
 MOST_RANKED = 5
 """Labels that are kept of each example, the most probable ones."""
@@ -31,6 +34,8 @@ class Ranked:
     """The most probable labels, the best first."""
     probabilities: tuple[float, ...]
     """Theirs."""
+    num_labels: int = 0
+    """How many labels there were to choose from."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,10 @@ class Values:
         """Its 95 % bootstrap interval, in percent."""
         low, high = bootstrap(self.values, groups=self.groups)
         return 100 * low, 100 * high
+
+    def part(self, chosen_N: NDArray[np.bool_]) -> "Values":
+        """The metric on some of the examples."""
+        return Values(self.values[chosen_N], None if self.groups is None else self.groups[chosen_N])
 
 
 @dataclass(frozen=True)
@@ -122,8 +131,14 @@ class Task(ABC):
         """Write the answers as the task's public server takes them."""
 
     def can_score(self, records: Sequence[Record]) -> bool:
-        """Whether the truth is known."""
-        return not records or any(key in records[0].facts for key in ("label", "answers", "scores"))
+        """Whether the truth is known. Raises DataError, naming an example, where it is known of some alone."""
+        silent = [r for r in records if not any(key in r.facts for key in ("label", "answers", "scores"))]
+        if 0 < len(silent) < len(records):
+            raise DataError(
+                f"{silent[0].name}: its truth is hidden, as that of {len(silent)} of the {len(records)} examples, but "
+                "not of the others; give the two kinds splits of their own"
+            )
+        return not silent
 
     def truth(self, example: Example | Record) -> str | None:
         """The label that a baseline learns from an example; null: none."""
@@ -148,12 +163,16 @@ def named_task(word: str) -> str:
     return name
 
 
-def rank(probabilities_XA: Tensor, labels: Labels) -> list[Ranked]:
-    """The most probable labels of each example."""
-    best = probabilities_XA.topk(min(MOST_RANKED, len(labels.names)))
+def rank(
+    logits_XA: Tensor, labels: Labels, probabilities: Callable[[Tensor], Tensor] = partial(torch.softmax, dim=-1)
+) -> list[Ranked]:
+    """The labels of the highest logits of each example. Large logits differ where their float32 sigmoids don't."""
+    logits_XA = logits_XA.float()
+    numbers_XK = logits_XA.topk(min(MOST_RANKED, len(labels.names))).indices
+    values_XK = probabilities(logits_XA).gather(1, numbers_XK)
     return [
-        Ranked(tuple(labels.names[i] for i in numbers), tuple(values))
-        for numbers, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        Ranked(tuple(labels.names[i] for i in numbers), tuple(values), len(labels.names))
+        for numbers, values in zip(numbers_XK.tolist(), values_XK.tolist(), strict=True)
     ]
 
 
@@ -168,11 +187,23 @@ def label_target(example: Example, labels: Labels, training: bool) -> NDArray[np
     return None if label is None else np.array(labels.number(label))
 
 
-def by_subset(name: str, values: Values, records: Sequence[Record]) -> dict[str, Values]:
-    """A metric of all examples, and of each subset that they name."""
-    subsets = np.array([str(r.facts.get("subset", "")) for r in records])
-    parts = {f"{name}/{s}": Values(values.values[subsets == s]) for s in sorted(set(subsets.tolist()) - {""})}
-    return {name: values} | parts
+def label_hits(records: Sequence[Record], answers: Sequence[Ranked], k: int = 1) -> NDArray[np.float64]:
+    """(N,) 1 where the label is among the k most probable ones, else 0.
+
+    Raises DataError, naming an example, where the label is hidden.
+    """
+    return hits([a.labels for a in answers], [required(r, "label") for r in records], k)
+
+
+def by_fact(prefix: str, values: Values, records: Sequence[Record], key: str) -> dict[str, Values]:
+    """A metric on the examples of each value of a fact, as prefix/value; those without the fact are in none."""
+    found = np.array([str(r.facts.get(key, "")) for r in records])
+    return {f"{prefix}/{one}": values.part(found == one) for one in sorted(set(found.tolist()) - {""})}
+
+
+def picture_groups(records: Sequence[Record]) -> NDArray[np.int64]:
+    """(N,) the same number for examples of the same picture."""
+    return np.array([r.image_id for r in records], dtype=np.int64)
 
 
 def required(record: Record, key: str) -> Any:

@@ -46,8 +46,10 @@ class RouterBiases:
 
 
 def _routers(model: nn.Module) -> Iterable[tuple[Site, bias_balanced.Router]]:
+    """Those that are trained: a frozen router keeps its bias too."""
     for block in model.modules():
         if isinstance(block, Block):
             for pool, ffn in block.ffn.items():
-                if isinstance(ffn, SparseFFN) and isinstance(ffn.router, bias_balanced.Router):
-                    yield (pool, block.layer), ffn.router
+                router = ffn.router if isinstance(ffn, SparseFFN) else None
+                if isinstance(router, bias_balanced.Router) and any(p.requires_grad for p in router.parameters()):
+                    yield (pool, block.layer), router

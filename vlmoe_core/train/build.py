@@ -92,7 +92,8 @@ def build_dataset(recipe: Recipe, split: SplitConfig, tokenizers: Tokenizers, tr
 def _task_dataset(
     recipe: Recipe, task: Task, split: SplitConfig, tokenizers: Tokenizers, training: bool
 ) -> MicroBatches:
-    """The micro-batches of a task's one stream."""
+    """The micro-batches of a task's one stream; sources of other streams are not opened."""
+    split = split.model_copy(update={name: () for name in STREAMS if name != task.stream})
     return MicroBatches(
         streams=open_streams(recipe.data, split, recipe.seed if training else HELD_OUT_SEED, tokenizers.text),
         sizes=micro_sizes(recipe, split),
@@ -109,14 +110,11 @@ def whole_dataset(recipe: Recipe, split: SplitConfig, tokenizers: Tokenizers, li
     """Every example of a split once, to score a task on; at most `limit` of them, in the held-out order."""
     assert recipe.task is not None
     task = open_task(recipe.task)
-    streams = open_streams(recipe.data, split, HELD_OUT_SEED, tokenizers.text)
-    whole = {name: WholeStream(name, stream.sources) for name, stream in streams.items()}
-    number = whole[task.stream].epoch
-    return replace(
-        _task_dataset(recipe, task, split, tokenizers, training=False),
-        streams=whole if limit is None or limit >= number else streams,
-        limit=number if limit is None else min(limit, number),
-    )
+    dataset = _task_dataset(recipe, task, split, tokenizers, training=False)
+    whole = WholeStream(task.stream, dataset.streams[task.stream].sources)
+    if limit is not None and limit < whole.epoch:
+        return replace(dataset, limit=limit)
+    return replace(dataset, streams={task.stream: whole}, limit=whole.epoch)
 
 
 def task_preparer(recipe: Recipe, task: Task, tokenizers: Tokenizers, training: bool) -> Preparer:

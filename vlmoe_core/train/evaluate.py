@@ -12,7 +12,7 @@ from vlmoe_core.data.order import derive_key
 from vlmoe_core.tasks.labels import Labels
 from vlmoe_core.tasks.task import Task
 from vlmoe_core.train.health import RouterHealth
-from vlmoe_core.train.parallel import all_sum, gather_objects, wide_dtype
+from vlmoe_core.train.parallel import all_sum, gather_on_main, wide_dtype
 
 HELD_OUT_DRAWS = 1
 """Seed of what is drawn in evaluation."""
@@ -30,8 +30,11 @@ class Answers:
         self.found += zip(records, self.task.read(outputs_XF, self.labels), strict=True)
 
     def gather(self) -> tuple[list[Record], list[Any]]:
-        """Records and answers of all ranks, in the order of their positions; every rank calls it."""
-        found = [one for part in gather_objects(self.found) for one in part]
+        """Records and answers of all ranks, in the order of their positions, on rank 0; none on the other ranks.
+
+        Every rank calls it.
+        """
+        found = [one for part in gather_on_main(self.found) for one in part]
         found.sort(key=lambda one: one[0].position)
         return [record for record, _ in found], [answer for _, answer in found]
 

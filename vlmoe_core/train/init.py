@@ -23,6 +23,8 @@ ENCODER = "encoder."
 CONTRAST = "contrast"
 IMAGE_POSITIONS = "encoder.embeddings.image.position"
 TEXT_POSITIONS = "encoder.embeddings.text.position"
+CONVERTED = frozenset({IMAGE_POSITIONS, TEXT_POSITIONS})
+"""Tensors whose number of rows may differ."""
 CHANGEABLE = ("image_size", "max_text_length", "drop_path")
 """Fields of a model that finetuning may change; and everything of its sparse layers that is no size."""
 SIZES_OF_EXPERTS = ("num_experts", "layers", "shared_expert")
@@ -141,16 +143,15 @@ def start_from(objective: nn.Module, start: Start, recipe: Recipe, labels: Label
         A line for each thing that was not copied as it is.
 
     Raises:
-        CheckpointError: a tensor of the encoder is missing, unknown or of another shape; nothing may then be used.
+        CheckpointError: a tensor of the encoder is missing, unknown or of another shape; nothing was copied then.
     """
     targets: dict[str, Tensor] = objective.state_dict()
     found = start.checkpoint.model
-    notes = list(_convert_positions(targets, found))
-    converted = {IMAGE_POSITIONS, TEXT_POSITIONS}
     wanted = {name for name in targets if name.startswith(ENCODER)}
+    _check_encoder(targets, found, wanted, start)
     wanted |= _heads(targets, found, _same_task(start, recipe, labels))
-    _check_encoder(targets, found, wanted - converted, start)
-    for name in wanted - converted:
+    notes = list(_convert_positions(targets, found))
+    for name in wanted - CONVERTED:
         targets[name].copy_(found[name])
     fresh = sorted({_part(name) for name in targets if name not in wanted})
     left = sorted({_part(name) for name in found if name not in targets or name not in wanted})
@@ -195,18 +196,25 @@ def _convert_positions(targets: Mapping[str, Tensor], found: Mapping[str, Tensor
 
 
 def _check_encoder(targets: Mapping[str, Tensor], found: Mapping[str, Tensor], wanted: set[str], start: Start) -> None:
+    """Raises CheckpointError for a tensor that is missing, unknown or of another shape."""
     missing = sorted(name for name in wanted if name not in found)
     foreign = sorted(name for name in found if name.startswith(ENCODER) and name not in targets)
     misfits = [
         f"{name} is {tuple(found[name].shape)}, the recipe's model wants {tuple(targets[name].shape)}"
         for name in sorted(wanted)
-        if name in found and found[name].shape != targets[name].shape
+        if name in found and not _fits(name, found[name], targets[name])
     ]
     told = [f"missing: {_listed(missing)}"] if missing else []
     told += [f"not in the recipe's model: {_listed(foreign)}"] if foreign else []
     told += [_listed(misfits)] if misfits else []
     if told:
         raise CheckpointError(f"{start.checkpoint.path} can't start this recipe; {'; '.join(told)}")
+
+
+def _fits(name: str, found: Tensor, target: Tensor) -> bool:
+    """Whether a tensor has the shape; a table of positions may have more or fewer rows."""
+    first = 1 if name in CONVERTED else 0
+    return found.dim() == target.dim() and found.shape[first:] == target.shape[first:]
 
 
 def _listed(names: list[str]) -> str:

@@ -128,6 +128,15 @@ def gather_objects(value: T) -> list[T]:
     return values  # type: ignore[return-value]
 
 
+def gather_on_main(value: T) -> list[T]:
+    """What each rank has, on rank 0; nothing on the other ranks."""
+    if not several_ranks():
+        return [value]
+    values: list[T | None] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, values)
+    return values or []  # type: ignore[return-value]
+
+
 def gather_messages(message: str | None) -> Sequence[str]:
     """The messages of all ranks that have one."""
     return [m for m in gather_objects(message) if m]
@@ -140,12 +149,16 @@ def refuse_broken(broken: Sequence[str]) -> None:
         raise DataError(f"{found[0]}; mend it, or set data.on_error=skip to leave its place empty")
 
 
-def on_main(work: Callable[[], None]) -> None:
-    """Do something on rank 0 while the others wait. An error that a user can mend is raised on every rank."""
+def on_main(work: Callable[[], T]) -> T | None:
+    """Do something on rank 0 while the others wait. An error that a user can mend is raised on every rank.
+
+    Returns what the work returns, on rank 0; null on the other ranks.
+    """
+    found: T | None = None
     error: list[VlmoeError | None] = [None]
     if not several_ranks() or dist.get_rank() == 0:
         try:
-            work()
+            found = work()
         except VlmoeError as caught:
             error = [caught]
         except OSError as caught:
@@ -154,6 +167,15 @@ def on_main(work: Callable[[], None]) -> None:
         dist.broadcast_object_list(error)
     if error[0] is not None:
         raise error[0]
+    return found
+
+
+def from_main(value: T | None) -> T:
+    """What rank 0 has, on every rank."""
+    values = [value]
+    if several_ranks():
+        dist.broadcast_object_list(values)
+    return values[0]  # type: ignore[return-value]
 
 
 def end_processes() -> None:

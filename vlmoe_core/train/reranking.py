@@ -3,12 +3,13 @@
 Axis letters: N pictures, M captions, K candidates, P pairs of a picture and a caption.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vlmoe_core.data.batch import Batch
 from vlmoe_core.data.loader import MicroBatch
@@ -20,10 +21,10 @@ Numbers = NDArray[np.int64]
 
 
 def rerank(objective: Matching, gallery: Gallery, pairs: Batch, per_pass: int, rank: int, ranks: int) -> Ranks:
-    """Ranks by the dual encoder's logit plus the logit of a match, for the best K of each query (VLMo).
+    """Ranks by the contrast's logit plus the matching head's logit of yes, for the best K of each query (VLMo).
 
-    Candidates of a picture and of a caption often are the same pair, which is encoded once. The processes share the
-    pairs; each holds all pictures of the split as bytes.
+    The contrast's logit is scale x cosine of the dual encoder's vectors. Candidates of a picture and of a caption often
+    are the same pair, which is encoded once. The processes share the pairs.
 
     Args:
         objective: with a matching head.
@@ -60,41 +61,56 @@ def _rescored(candidates: Candidates, scale: float, logits: NDArray[np.float64])
 def _match_logits(
     objective: Matching, pairs: Batch, wanted_P2: Numbers, per_pass: int, rank: int, ranks: int
 ) -> NDArray[np.float64]:
-    """(P,) of every wanted pair of picture and caption; every rank computes its share and gets all."""
+    """(P,) logits of yes of every wanted pair of picture and caption; every rank computes its share and gets all."""
     device = next(objective.parameters()).device
     logits_P = torch.zeros(len(wanted_P2), dtype=wide_dtype(device), device=device)
     for start in range(rank * per_pass, len(wanted_P2), ranks * per_pass):
         images, texts = torch.from_numpy(wanted_P2[start : start + per_pass].copy()).unbind(1)
         batch = repaired(pairs, images, texts).to(device)
-        logits_P[start : start + per_pass] = objective.match_logits(batch).to(logits_P.dtype)
+        logits_P[start : start + per_pass] = objective.match_logits(batch)[:, 1].to(logits_P.dtype)
     found: NDArray[np.float64] = all_sum(logits_P).cpu().numpy().astype(np.float64)
     return found
 
 
-def joined(micros: Iterable[MicroBatch]) -> Batch:
-    """All captions, and all pictures each once, of micro-batches of pairs, in their order."""
-    parts, images, seen = [], [], set[int]()
+def joined(micros: Iterable[MicroBatch], num_images: int) -> Batch:
+    """All captions, and all N pictures each once, of micro-batches of pairs, in their order.
+
+    Memory: N x 3 x H x W bytes on each process; 750 MB for the 5,000 pictures of COCO's test set at 224 x 224.
+
+    Args:
+        micros: with records.
+        num_images: N.
+    """
+    numbers: dict[int, int] = {}
+    parts: list[Batch] = []
+    pixels_NCHW = torch.empty(0)
     for micro in micros:
         batch = micro.batches["pair"]
-        ids = [record.image_id for record in micro.records]
-        new = [place for place, image_id in enumerate(ids) if image_id not in seen and image_id not in ids[:place]]
-        seen.update(ids)
-        images.append(batch.pixels_ICHW[new])
-        parts.append(replace(batch, pixels_ICHW=batch.pixels_ICHW[:0], patch_mask_IP=batch.patch_mask_IP[:0]))
-    pixels_NCHW = torch.cat(images)
+        if not parts:
+            pixels_NCHW = batch.pixels_ICHW.new_empty(num_images, *batch.pixels_ICHW.shape[1:])
+        for record, pixels_CHW in zip(micro.records, batch.pixels_ICHW, strict=True):
+            if record.image_id not in numbers:
+                numbers[record.image_id] = len(numbers)
+                pixels_NCHW[numbers[record.image_id]] = pixels_CHW
+        parts.append(replace(batch, pixels_ICHW=pixels_NCHW))  # no view of its own pixels, which would keep them
+    return _with_captions(parts, pixels_NCHW)
+
+
+def _with_captions(parts: Sequence[Batch], pixels_NCHW: Tensor) -> Batch:
+    """All pictures, and the captions of all parts; not yet pairs of the two."""
     starts = np.cumsum([0, *(part.num_examples for part in parts)]).tolist()
-    number = torch.arange(starts[-1])
+    number_N = torch.arange(pixels_NCHW.shape[0])
     return replace(
         parts[0],
         pixels_ICHW=pixels_NCHW,
         patch_mask_IP=torch.zeros(pixels_NCHW.shape[0], parts[0].patch_mask_IP.shape[1], dtype=torch.bool),
-        image_ids=torch.arange(pixels_NCHW.shape[0]),
-        sequence_of_image=torch.arange(pixels_NCHW.shape[0]),
+        image_ids=number_N,
+        sequence_of_image=number_N,
         text_ids_T=torch.cat([part.text_ids_T for part in parts]),
         text_targets_T=torch.cat([part.text_targets_T for part in parts]),
         text_positions_T=torch.cat([part.text_positions_T for part in parts]),
         sequence_of_text=torch.cat([p.sequence_of_text + s for p, s in zip(parts, starts, strict=False)]),
-        example_of_sequence=number,
+        example_of_sequence=torch.arange(starts[-1]),
         positions=torch.cat([part.positions for part in parts]),
         longest_text=max(part.longest_text for part in parts),
     )

@@ -2,29 +2,34 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from vlmoe_core.checkpoint.layout import prune
 from vlmoe_core.checkpoint.metrics import metrics_offset
 from vlmoe_core.checkpoint.restore import named_optimizer_state
 from vlmoe_core.checkpoint.write import write_checkpoint
 from vlmoe_core.data.config import STREAMS
+from vlmoe_core.data.example import Record
 from vlmoe_core.data.loader import MicroBatch
-from vlmoe_core.errors import TrainError
+from vlmoe_core.errors import DataError, TrainError
 from vlmoe_core.recipe.load import LoadedRecipe, dump_recipe
-from vlmoe_core.tasks.task import open_task
+from vlmoe_core.tasks.task import Task, open_task
 from vlmoe_core.train.evaluate import Answers, evaluate, unigram_baseline
 from vlmoe_core.train.health import Alarm, HealthSummary, RouterHealth
 from vlmoe_core.train.interrupt import Interrupt
 from vlmoe_core.train.metrics import MetricsLog
-from vlmoe_core.train.parallel import end_processes, on_main, refuse_broken
+from vlmoe_core.train.parallel import end_processes, from_main, on_main, refuse_broken
 from vlmoe_core.train.reporter import Reporter
 from vlmoe_core.train.session import RunOptions, Session, open_session
 from vlmoe_core.train.step import Stepper, StepResult
+
+NOTHING_HELD_OUT = "data.eval has no readable example; mend its files, or take other ones"
 
 
 @dataclass(frozen=True)
@@ -155,7 +160,7 @@ class Trainer:
         """Write a line of held-out metrics. Returns whether the loss is the best so far.
 
         Raises:
-            DataError: a held-out example is broken and `data.on_error` is `raise`.
+            DataError: a held-out example is broken and `data.on_error` is `raise`; all are broken; the truth is hidden.
             TrainError: a held-out loss is not finite.
         """
         session = self.session
@@ -174,9 +179,11 @@ class Trainer:
         if self.recipe.data.on_error == "raise":
             refuse_broken(broken)
         _check_finite(record, session.state.step)
+        if answers is None:
+            _check_some(record)
         score = record["loss/total"]
         if answers is not None:
-            metrics = answers.task.score(*answers.gather()).percents()
+            metrics = from_main(on_main(partial(_metrics, answers.task, *answers.gather())))
             record |= {f"metric/{name}": value for name, value in metrics.items()}
             score = -metrics[answers.task.best]
         self._write("eval", record)
@@ -247,6 +254,24 @@ def _check_finite(record: Mapping[str, float], step: int) -> None:
         raise TrainError(
             f"step {step}: the held-out loss is not finite in {', '.join(wrong)}; no checkpoint was written"
         )
+
+
+def _check_some(record: Mapping[str, float]) -> None:
+    """Raises DataError if the held-out loss is that of no example."""
+    if not any(name.startswith("loss/") for name in record.keys() - {"loss/total"}):
+        raise DataError(NOTHING_HELD_OUT)
+
+
+def _metrics(task: Task, records: Sequence[Record], answers: Sequence[Any]) -> dict[str, float]:
+    """A task's metrics in percent. Raises DataError where there is no example, or its truth is hidden."""
+    if not records:
+        raise DataError(NOTHING_HELD_OUT)
+    if not task.can_score(records):
+        raise DataError(
+            "data.eval does not hold the truth, so finetuning can't be scored on it; give it examples whose truth is "
+            "known, and list those without under data.test"
+        )
+    return task.score(records, answers).percents()
 
 
 def _metric_name(part: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -23,7 +24,14 @@ from vlmoe_core.train.build import whole_dataset
 from vlmoe_core.train.evaluate import Answers, evaluate
 from vlmoe_core.train.fitting import records
 from vlmoe_core.train.health import RouterHealth
-from vlmoe_core.train.parallel import gather_objects, meets_on_cpu, refuse_broken, started_processes
+from vlmoe_core.train.parallel import (
+    from_main,
+    gather_objects,
+    meets_on_cpu,
+    on_main,
+    refuse_broken,
+    started_processes,
+)
 from vlmoe_core.train.reporter import Reporter
 from vlmoe_core.train.reranking import joined, rerank
 from vlmoe_core.train.trained import Trained
@@ -46,7 +54,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What a model reaches."""
+    """What a model reaches. Of several processes the first alone has records, answers and scores."""
 
     records: Sequence[Record]
     """The examples."""
@@ -123,16 +131,21 @@ def answer_all(trained: Trained, asked: Asked, accelerator: Accelerator, reporte
     if recipe.data.on_error == "raise":
         refuse_broken(broken)
     found, said = answers.gather()
-    if not found:
-        raise DataError(f"data.{asked.split} has no readable example")
-    scores = task.score(found, said) if task.can_score(found) else None
+    scores = on_main(partial(_scored, task, found, said, asked.split))
     if isinstance(objective, Matching) and objective.config.itm_weight and objective.config.rerank:
         reporter.note(f"ranking the best {objective.config.rerank} of each query anew")
-        pairs = joined(_Share(dataset, task.stream, 0, 1).micros(recipe.data))
-        size = dataset.sizes[task.stream]
-        ranks = rerank(objective, gallery_of(found, said), pairs, size, share.rank, share.ranks)
-        scores = with_reranked(recall_scores(ranks, gallery_of(found, said)), scores)
+        gallery = from_main(gallery_of(found, said) if accelerator.is_main_process else None)
+        pairs = joined(_Share(dataset, task.stream, 0, 1).micros(recipe.data), len(gallery.image_ND))
+        ranks = rerank(objective, gallery, pairs, dataset.sizes[task.stream], share.rank, share.ranks)
+        scores = with_reranked(recall_scores(ranks, gallery), scores) if accelerator.is_main_process else None
     return Evaluated(found, said, scores, losses, sum(gather_objects(len(broken))))
+
+
+def _scored(task: Task, records: Sequence[Record], answers: Sequence[Any], split: str) -> Scores | None:
+    """The metrics; null where the truth is hidden. Raises DataError if there is no example."""
+    if not records:
+        raise DataError(f"data.{split} has no readable example")
+    return task.score(records, answers) if task.can_score(records) else None
 
 
 def _prepared_as(own: DataConfig, asked: DataConfig) -> DataConfig:
@@ -209,7 +222,7 @@ def baselines(recipe: Recipe, evaluated: Evaluated) -> list[Baseline]:
 
 def _text_of(task: Task, example: Example | Record) -> str:
     """What a baseline may read: a question, a statement, a hypothesis."""
-    return (example.second_text if task.stream == "text" else example.text) or ""
+    return (example.second_text if task.stream == "text" else example.words) or ""
 
 
 def comparison(task: Task, first: Evaluated, second: Evaluated, other: Trained) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vlmoe_core.data.loader import MicroBatch
 from vlmoe_core.data.order import derive_key
 from vlmoe_core.errors import TrainError
-from vlmoe_core.objectives.loss import Loss
+from vlmoe_core.objectives.loss import Loss, Part
 from vlmoe_core.train.bias import RouterBiases
 from vlmoe_core.train.config import OptimConfig
 from vlmoe_core.train.health import RouterHealth
@@ -83,8 +83,8 @@ class Stepper:
             DataError: some rank met a broken example and `on_error` is `raise`.
             TrainError: a loss or the gradient is not finite. No weight was changed, in either case.
         """
-        micros = [self._on_device(micro) for micro in micros]
         counts, broken = self._global_counts(micros)
+        micros = [self._on_device(micro) for micro in micros]
         self.biases.forget()
         if broken and self.on_error == "raise":
             refuse_broken([message for micro in micros for message in micro.broken])
@@ -179,14 +179,20 @@ class Stepper:
 
 def _culprits(micros: Sequence[MicroBatch], losses: Sequence[Loss]) -> str | None:
     """The parts that are not finite on this rank, with the stream and positions of their examples."""
-    found = []
-    for micro, loss in zip(micros, losses, strict=True):
-        for name, part in loss.parts.items():
-            if not bool(torch.isfinite(part.sum)):
-                batches = {s: micro.batches[s] for s in part.streams if micro.batches[s].num_sequences}
-                places = [f"{s} stream, positions {_span(b.positions)}" for s, b in batches.items()]
-                found.append(f"{name} ({'; '.join(places)})")
+    found = [
+        f"{name} ({_places(micro, part)})"
+        for micro, loss in zip(micros, losses, strict=True)
+        for name, part in loss.parts.items()
+        if not bool(torch.isfinite(part.sum))
+    ]
     return "; ".join(found) or None
+
+
+def _places(micro: MicroBatch, part: Part) -> str:
+    """Where the examples of a part stand; the images and texts that retrieval encodes alone come from its pairs."""
+    streams = [stream for stream in part.streams if stream in micro.batches] or list(micro.batches)
+    batches = {stream: micro.batches[stream] for stream in streams}
+    return "; ".join(f"{s} stream, positions {_span(b.positions)}" for s, b in batches.items() if b.num_sequences)
 
 
 def _span(positions: Tensor) -> str:

@@ -15,6 +15,7 @@ from vlmoe_core.errors import DataError, UsageError
 from vlmoe_core.objectives.masking import Masking
 from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.recipe.load import LoadedRecipe
+from vlmoe_core.tasks.labels import Labels
 from vlmoe_core.tasks.task import open_task
 from vlmoe_core.tokenizers.text import TextTokenizer, wordless_tokenizer
 from vlmoe_core.train.build import HELD_OUT_SEED, task_preparer
@@ -100,13 +101,14 @@ def check_data(loaded: LoadedRecipe, limit: int | None, folder: Path, reporter: 
     recipe = loaded.recipe
     path = _sheet_path(folder, loaded.name)
     tokenizer = _text_tokenizer(recipe, reporter)
+    labels = obtain_labels(recipe)
+    preparers = {training: _preparer(recipe, tokenizer, labels, training) for training in (True, False)}
     surveys = []
     for row, stream, number in _sources(recipe, tokenizer):
         count = min(row.examples, limit or row.examples)
         reporter.note(f"reading {count:,} of {row.examples:,} examples: data.{row.split}.{row.stream}, {row.source}")
-        preparer = _preparer(recipe, tokenizer, training=row.split == "train")
-        surveys.append((row, survey_source(stream, number, preparer, limit)))
-    _draw_sheet(loaded, tokenizer, path)
+        surveys.append((row, survey_source(stream, number, preparers[row.split == "train"], limit)))
+    _draw_sheet(loaded, tokenizer, preparers[True], path)
     return Checked(tuple(surveys), path)
 
 
@@ -129,10 +131,10 @@ def _sources(recipe: Recipe, encoder: TextEncoder | None) -> Iterator[tuple[Sour
                 yield SourceRow(split, stream.name, describe_source(config), len(source)), stream, number
 
 
-def _preparer(recipe: Recipe, tokenizer: TextTokenizer | None, training: bool) -> Preparer:
+def _preparer(recipe: Recipe, tokenizer: TextTokenizer | None, labels: Labels, training: bool) -> Preparer:
     encoder: TextEncoder = tokenizer or NumberEncoder(recipe.tokenizers.text.vocab_size)
     if recipe.task is not None:
-        tokenizers = Tokenizers(tokenizer or wordless_tokenizer(), None, obtain_labels(recipe))
+        tokenizers = Tokenizers(tokenizer or wordless_tokenizer(), None, labels)
         return task_preparer(recipe, open_task(recipe.task), tokenizers, training)
     masking = Masking.of(recipe.mask, recipe.model.grid, encoder)
     return build_preparer(recipe.data, recipe.model.image_size, encoder, masking, training)
@@ -148,10 +150,10 @@ def _sheet_path(folder: Path, name: str) -> Path:
     return folder / f"{name.replace('/', '-')}-contact-sheet.png"
 
 
-def _draw_sheet(loaded: LoadedRecipe, tokenizer: TextTokenizer | None, path: Path) -> None:
+def _draw_sheet(loaded: LoadedRecipe, tokenizer: TextTokenizer | None, preparer: Preparer, path: Path) -> None:
     recipe = loaded.recipe
     streams = open_streams(recipe.data, recipe.data.train, recipe.seed, tokenizer)
-    panels = [_panel(recipe, stream, tokenizer) for stream in streams.values()]
+    panels = [_panel(recipe.model.grid, stream, tokenizer, preparer) for stream in streams.values()]
     note = (
         "The first training examples of each stream as the model gets them: cropped, cut, masked. Veiled patches and "
         "marked words are hidden from it; it must predict them."
@@ -163,16 +165,15 @@ def _draw_sheet(loaded: LoadedRecipe, tokenizer: TextTokenizer | None, path: Pat
         raise UsageError(f"{path} can't be written: {error.strerror}; choose another folder with --out") from error
 
 
-def _panel(recipe: Recipe, stream: Stream, tokenizer: TextTokenizer | None) -> Panel:
-    samples = _first_samples(recipe, stream, tokenizer)
-    cells = tuple(_cell(sample, recipe.model.grid, tokenizer) for sample in samples)
+def _panel(grid: int, stream: Stream, tokenizer: TextTokenizer | None, preparer: Preparer) -> Panel:
+    cells = tuple(_cell(sample, grid, tokenizer) for sample in _first_samples(stream, preparer))
     sources = ", ".join(describe_source(config) for config in stream.configs)
     return Panel(f"{stream.name} stream", f"{sources} · {_hidden_share(cells)}", COLUMNS[stream.name], cells)
 
 
-def _first_samples(recipe: Recipe, stream: Stream, tokenizer: TextTokenizer | None) -> Iterator[Sample]:
+def _first_samples(stream: Stream, preparer: Preparer) -> Iterator[Sample]:
     """The stream's first examples in training order, exactly as training gets them; broken ones are left out."""
-    preparer, wanted = _preparer(recipe, tokenizer, training=True), CELLS[stream.name]
+    wanted = CELLS[stream.name]
     for position in range(min(wanted * MOST_TRIED, stream.epoch)):
         try:
             yield preparer(stream.name, position, stream[position], stream.random(position))

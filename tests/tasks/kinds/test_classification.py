@@ -1,3 +1,4 @@
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from tests.tasks.support import LABELS, example, ranked, record
 from vlmoe_core.errors import DataError
 from vlmoe_core.tasks.kinds.classification import Classification, Config, open_task
+from vlmoe_core.tasks.labels import Labels
 
 
 def task() -> Classification:
@@ -49,6 +51,13 @@ def test_few_classes_have_no_top5() -> None:
     assert scores.percents() == {"top1": 50.0}
 
 
+@pytest.mark.parametrize(("classes", "metrics"), [(4, ["top1"]), (5, ["top1"]), (6, ["top1", "top5"])])
+def test_top5_needs_more_than_five_classes(classes: int, metrics: list[str]) -> None:
+    labels = Labels(LABELS.names[:classes])
+    answers = task().read(torch.randn(3, classes), labels)
+    assert list(task().score([record(n, label="bee") for n in range(3)], answers).metrics) == metrics
+
+
 def test_hidden_labels_cannot_be_scored() -> None:
     with pytest.raises(DataError, match=r"^test.jsonl:1: holds no 'label'"):
         task().score([record(0, id="a.jpg")], [ranked("bee")])
@@ -57,4 +66,11 @@ def test_hidden_labels_cannot_be_scored() -> None:
 def test_the_submission_is_a_csv(tmp_path: Path) -> None:
     records = [record(0, id="ILSVRC2012_test_1.JPEG"), record(1)]
     task().write_submission(records, [ranked("bee", "ant"), ranked("cat")], tmp_path / "out.csv")
-    assert (tmp_path / "out.csv").read_text() == "ILSVRC2012_test_1.JPEG,bee ant\ntest.jsonl:2,cat\n"
+    assert (tmp_path / "out.csv").read_text() == "ILSVRC2012_test_1.JPEG,bee,ant\ntest.jsonl:2,cat\n"
+
+
+def test_labels_of_several_words_are_read_back(tmp_path: Path) -> None:
+    names = ("tench, Tinca tinca", 'the "red" fox', "cat")
+    task().write_submission([record(0, id="a.jpg")], [ranked(*names)], tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [["a.jpg", *names]]

@@ -50,6 +50,19 @@ def test_the_submission_is_glues_tsv(tmp_path: Path) -> None:
     assert (tmp_path / "out.tsv").read_text() == "index\tprediction\n0\tneutral\n31193n\tentailment\n"
 
 
+def test_each_subset_has_a_submission_of_its_own(tmp_path: Path) -> None:
+    """Their numbers collide."""
+    records = [record(n, id=n % 2, subset=("matched", "mismatched")[n // 2]) for n in range(4)]
+    said = [ranked(a) for a in ("neutral", "entailment", "contradiction", "neutral")]
+    task().write_submission(records, said, tmp_path / "preds.tsv")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "preds-matched.tsv": "index\tprediction\n0\tneutral\n1\tentailment\n",
+        "preds-mismatched.tsv": "index\tprediction\n0\tcontradiction\n1\tneutral\n",
+    }
+    task().write_submission(records[:2], said[:2], tmp_path / "one.tsv")
+    assert (tmp_path / "one.tsv").read_text() == "index\tprediction\n0\tneutral\n1\tentailment\n"
+
+
 def test_read_ranks_the_three() -> None:
     answers = task().read(torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 9.0]]), task().find_labels([], []))
     assert answers[0].labels == ("neutral", "entailment", "contradiction")

@@ -64,6 +64,15 @@ def test_nlvr_groups_by_sentence() -> None:
     assert scores.percents() == pytest.approx({"accuracy": 200 / 3, "consistency": 50.0})
 
 
+@pytest.mark.parametrize("identifiers", [["dev-850-0"] * 4, ["dev-0-0-0", "dev-0-0-1", "dev-7-1", "dev-7-1-1"]])
+def test_identifiers_of_pairs_give_accuracy_alone(identifiers: list[str]) -> None:
+    """VLMo's tables have no others; statements of one pair of pictures are drawn together."""
+    records = [record(n, image_id=n // 2, id=identifier, label="True") for n, identifier in enumerate(identifiers)]
+    scores = task().score(records, [ranked(said) for said in ("True", "False", "True", "True")])
+    assert scores.percents() == {"accuracy": 75.0}
+    assert scores.main.groups is not None and scores.main.groups.tolist() == [0, 0, 1, 1]
+
+
 def test_hidden_labels_cannot_be_scored() -> None:
     with pytest.raises(DataError, match=r"^test.jsonl:1: holds no 'label', so it can't be scored"):
         task().score([record(0, id="test2-0-0-0")], [ranked("True")])

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from tests.model.support import SPARSE, collate_of, config_of, samples_of
-from tests.tasks.support import objective_of, record, shown
+from tests.tasks.support import QUIET, objective_of, record, shown
 from vlmoe_core.data.batch import Batch
 from vlmoe_core.data.example import Record, Sample
 from vlmoe_core.errors import UsageError
@@ -102,23 +102,66 @@ def test_negatives_are_drawn_by_the_softmax_among_other_pictures() -> None:
             assert (np.abs(hits[kind][row] / draws - chance) <= 4.5 * deviation).all(), (kind, row)
 
 
-def test_without_another_picture_a_pair_is_its_own_negative() -> None:
-    objective, rng = objective_of("retrieval"), np.random.default_rng(0)
-    for pictures in ([4, 4, 4], [4]):
-        image, text = unit(rng, len(pictures)), unit(rng, len(pictures))
-        own = [*range(len(pictures))] * 3
-        assert drawn(objective, pictures, image, text) == (own, own)
+@pytest.mark.parametrize(("pictures", "judged"), [([4, 4, 4], 3), ([4], 1), ([], 0), ([4, 4, 5], 9)])
+def test_without_another_picture_true_pairs_alone_are_judged(pictures: list[int], judged: int) -> None:
+    """A true pair must never be trained as a false one."""
+    objective = objective_of("retrieval", moe=QUIET, drop_path=0).train()
+    batches = {"pair": pairs_with(pictures)}
+    seen = inputs_of(objective)
+    loss = objective(batches)
+    assert loss.parts["itm"].count == objective.counts(batches)["itm"] == seen[2].num_sequences == judged
+    logs = torch.log_softmax(objective.match(pool(objective.encoder(seen[2]), objective.config.pool)), -1)
+    true = len(pictures)
+    wanted = -(logs[:true, 1].sum() + logs[true:, 0].sum()).item()
+    assert loss.parts["itm"].sum.item() == pytest.approx(wanted, rel=1e-10, abs=1e-12)
+
+
+def test_a_nan_is_left_to_the_check_of_the_loss() -> None:
+    objective = objective_of("retrieval").train()
+    with torch.no_grad():
+        objective.contrast.temperature.fill_(math.nan)
+    assert objective({"pair": pairs_with(PICTURES)}).parts["itc"].sum.isnan()
+
+
+def inputs_of(objective: Matching) -> list[Batch]:
+    """Fills with every batch that the encoder gets."""
+    seen: list[Batch] = []
+    objective.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    return seen
+
+
+@pytest.mark.parametrize("pictures", [PICTURES, [3, 3], []])
+def test_evaluation_encodes_each_picture_once_and_matches_nothing(pictures: list[int]) -> None:
+    objective = objective_of("retrieval").eval()
+    pairs = pairs_with(pictures)
+    seen = inputs_of(objective)
+    loss = objective({"pair": pairs})
+    assert [(b.fused, b.num_images, b.num_sequences) for b in seen] == [
+        (False, len(set(pictures)), len(set(pictures))),
+        (False, 0, len(pictures)),
+    ]
+    images, texts = (pool_cls(objective.encoder(batch)) for batch in alone(pairs).values())
+    vectors: tuple[Tensor, Tensor] = objective.contrast(images, texts)
+    torch.testing.assert_close(loss.outputs, torch.cat(vectors, dim=1))
+    itc = contrast(*vectors, pairs.image_ids, objective.contrast.scale, over_ranks=False)
+    assert list(loss.parts) == ["itc"]
+    assert loss.parts["itc"].sum.item() == pytest.approx(itc.item(), rel=1e-10, abs=1e-12)
+
+
+def test_pictures_and_texts_are_embedded_alone() -> None:
+    objective = objective_of("retrieval").eval()
+    pairs = pairs_with(PICTURES)
+    got = [objective.embed_images(alone(pairs)["image"]), objective.embed_texts(alone(pairs)["text"])]
+    torch.testing.assert_close(torch.cat(got, dim=1), objective({"pair": pairs}).outputs)
 
 
 @pytest.mark.parametrize("name", ["retrieval", "retrieval both"])
 def test_losses_by_their_formulas(name: str) -> None:
-    objective = objective_of(name).eval()
-    seen: list[Batch] = []
-    handle = objective.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    objective = objective_of(name, moe=QUIET, drop_path=0).train()
+    seen = inputs_of(objective)
     pairs = pairs_with(PICTURES)
     loss = objective({"pair": pairs})
-    handle.remove()
-    assert [(b.fused, b.num_images > 0, len(b.text_ids_T) > 0, b.num_sequences) for b in seen] == [
+    assert [(b.fused, b.num_images > 0, len(b.text_ids_T) > 0, b.num_sequences) for b in seen[:3]] == [
         (False, True, False, 5),
         (False, False, True, 5),
         (True, True, True, 15),
@@ -135,8 +178,8 @@ def test_losses_by_their_formulas(name: str) -> None:
         "itm": (15, 1.0, ("pair",)),
     }
     torch.testing.assert_close(loss.outputs, torch.cat(unit_vectors, dim=1))
-    margin = objective.match_logits(seen[2])
-    torch.testing.assert_close(margin, (logs[:, 1] - logs[:, 0]).float(), rtol=1e-5, atol=1e-5)
+    logits = objective.match_logits(seen[2])
+    torch.testing.assert_close(torch.log_softmax(logits, -1), logs.float(), rtol=1e-5, atol=1e-5)
 
 
 def test_a_dual_encoder_alone_has_no_matching() -> None:

@@ -42,6 +42,15 @@ def test_examples_that_hide_their_answer_count_nothing() -> None:
     assert task_of(min_count=2).find_labels(train, [example()]).names == ("y",)
 
 
+def test_answers_of_stored_scores_are_listed_as_they_come() -> None:
+    stored = [example(scores={"net": 0.3, "yes": 1.0}), example(id=3), example(scores={"2 dogs": 0.6, "net": 1.0})]
+    held_out = [example(scores={"late": 0.3})]
+    assert task_of().find_labels(stored, held_out).names == ("net", "yes", "2 dogs", "late")
+    assert task_of(held_out_answers=False).find_labels(stored, held_out).names == ("net", "yes", "2 dogs")
+    mixed = [*stored, *asked(*["yes"] * 9, "rare", *["no"] * 9)]
+    assert task_of().find_labels(mixed, []).names == ("yes", "no", "net", "2 dogs")
+
+
 def test_no_frequent_answer_is_an_error() -> None:
     with pytest.raises(DataError, match=r"no answer occurs 9 times .*; lower task.min_count, or name a list"):
         task_of().find_labels(asked("yes"), [])
@@ -52,6 +61,21 @@ def test_the_list_is_read_from_a_file(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "answers.json"
     path.write_text(json.dumps(content))
     assert task_of(answers=str(path)).find_labels(asked("red"), []).names == ("no", "yes", "2")
+
+
+def test_the_list_is_read_from_answer2label(tmp_path: Path) -> None:
+    path = tmp_path / "answer2label.txt"
+    lines = [{"answer": answer, "label": label} for label, answer in enumerate(("no", "yes", "2"))]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert task_of(answers=str(path)).find_labels(asked("red"), []).names == ("no", "yes", "2")
+    path.write_text("".join(json.dumps(line) + "\n" for line in reversed(lines)))
+    with pytest.raises(
+        DataError, match=r"^task.answers: .*answer2label.txt:1: must have an answer and label 0, not '2'"
+    ):
+        read_answers(path)
+    path.write_text("".join(json.dumps({"answer": "yes", "label": label}) + "\n" for label in (0, 1)))
+    with pytest.raises(DataError, match=r"^task.answers: .*answer2label.txt holds 'yes' twice"):
+        read_answers(path)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +144,24 @@ def test_read_ranks_the_answers_by_their_own_probabilities() -> None:
     assert task_of().read(logits[:, :2], Labels(("a", "b")))[0].labels == ("b", "a")
 
 
+def test_large_logits_are_told_apart() -> None:
+    """Their float32 sigmoids are all 1."""
+    (answer,) = task_of().read(torch.tensor([[18.0, 25.0, 30.0, 20.0, 40.0, 17.5]]), Labels(tuple("abcdef")))
+    assert answer.labels == tuple("ecbda") and answer.probabilities == (1.0,) * 5
+
+
+def test_questions_of_a_picture_are_drawn_together() -> None:
+    """Pictures whose questions are all right or all wrong: as unsure as 20 values, not as 100."""
+    records = [
+        record(n, image_id=n // 5, scores={"yes": 1.0}, answer_type="yes/no", question_type="is it") for n in range(100)
+    ]
+    said = [ranked("yes" if n // 5 % 2 else "no") for n in range(100)]
+    metrics = task_of().score(records, said).metrics
+    for name in ("accuracy", "accuracy/yes/no", "question/is it"):
+        low, high = metrics[name].interval()
+        assert (low, high) == pytest.approx((30, 70), abs=6), name  # singly: 40 to 60
+
+
 def test_scores_of_all_and_by_type() -> None:
     records = [
         record(0, answers=TEN, answer_type="other", question_type="what colour"),
@@ -151,7 +193,10 @@ def test_hidden_answers_cannot_be_scored() -> None:
     records = [record(0, answers=("yes",) * 10), record(1, id=7)]
     with pytest.raises(DataError, match=r"^test.jsonl:2: holds no 'answers', so it can't be scored; --submission FILE"):
         task_of().score(records, [ranked("yes")] * 2)
-    assert task_of().can_score(records) and not task_of().can_score(records[1:])
+    assert task_of().can_score(records[:1]) and not task_of().can_score(records[1:])
+    for mixed in (records, records[::-1]):
+        with pytest.raises(DataError, match=r"^test.jsonl:2: its truth is hidden, as that of 1 of the 2 examples"):
+            task_of().can_score(mixed)
 
 
 def test_the_submission_is_the_servers_json(tmp_path: Path) -> None:

@@ -9,16 +9,11 @@ from hypothesis import strategies as st
 from vlmoe_core.errors import DataError
 from vlmoe_core.tasks.metrics.retrieval import (
     Candidates,
-    Ranks,
     best_items,
     candidate_ranks,
     feature_ranks,
     fold_ranks,
-    mean_recalls,
     on_grid,
-    recalls,
-    rsum,
-    score_ranks,
 )
 
 
@@ -75,14 +70,6 @@ def test_feature_ranks_by_sorting(world, chunk):
     assert lists(feature_ranks(images, texts, image_of_text, chunk)) == expected
 
 
-@given(worlds(), st.integers(1, 4), st.data())
-def test_score_ranks_by_sorting(world, chunk, data):
-    images, texts, image_of_text = world
-    row = st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=len(texts), max_size=len(texts))
-    scores = data.draw(st.lists(row, min_size=len(images), max_size=len(images)))
-    assert lists(score_ranks(scores, image_of_text, chunk)) == brute(scores, image_of_text)
-
-
 @given(worlds(), st.integers(1, 7), st.integers(1, 4), st.data())
 def test_candidates_are_re_ranked_as_in_vlmo(world, k, chunk, data):
     images, texts, image_of_text = world
@@ -115,16 +102,13 @@ def test_candidates_are_re_ranked_as_in_vlmo(world, k, chunk, data):
 
 
 def test_ties_go_to_the_lower_index():
-    ranks = score_ranks(np.zeros((3, 6)), [2, 2, 1, 1, 0, 0])
+    ranks = feature_ranks(np.zeros((3, 4)), np.zeros((6, 4)), [2, 2, 1, 1, 0, 0])
     assert lists(ranks) == ([4, 2, 0], [2, 2, 1, 1, 0, 0])
 
 
 def test_ranks_by_hand():
-    scores = [[0.9, 0.1, 0.8, 0.2], [0.95, 0.3, 0.1, 0.2]]
-    ranks = score_ranks(scores, [0, 0, 1, 1])
-    assert lists(ranks) == ([0, 2], [1, 1, 1, 1])
-    assert recalls(ranks, (1, 2)) == {"tr@1": 0.5, "tr@2": 0.5, "ir@1": 0, "ir@2": 1}
-    assert rsum(recalls(ranks)) == 4.5
+    texts = [[0.9, 0.95], [0.1, 0.3], [0.8, 0.1], [0.2, 0.2]]  # the scores of the two images
+    assert lists(feature_ranks(np.eye(2), texts, [0, 0, 1, 1])) == ([0, 2], [1, 1, 1, 1])
 
 
 @settings(max_examples=10)
@@ -160,16 +144,8 @@ def test_folds_are_runs_of_images():
         own = [text for text in range(40) if image_of_text[text] // 4 == fold]
         scores = (images[4 * fold : 4 * fold + 4].astype(float) @ texts[own].T.astype(float)).tolist()
         assert lists(ranks) == brute(scores, [int(image_of_text[text]) - 4 * fold for text in own])
-    each = [recalls(ranks) for ranks in folds]
-    assert mean_recalls(folds) == pytest.approx({name: np.mean([fold[name] for fold in each]) for name in each[0]})
     with pytest.raises(DataError, match="12 images don't make whole folds of 5"):
         fold_ranks(images, texts, image_of_text, size=5)
-
-
-def test_recalls_count_ranks_below_k():
-    ranks = Ranks(np.array([0, 4, 5, 9]), np.array([10, 0, 1, 100, 3]))
-    assert recalls(ranks) == {"tr@1": 0.25, "tr@5": 0.5, "tr@10": 1, "ir@1": 0.2, "ir@5": 0.6, "ir@10": 0.6}
-    assert rsum(recalls(ranks)) == pytest.approx(3.15)
 
 
 def test_memory_follows_the_chunk():

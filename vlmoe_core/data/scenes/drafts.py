@@ -12,7 +12,7 @@ from vlmoe_core.data.scenes.facts import statement_facts
 from vlmoe_core.data.scenes.language import make_caption
 from vlmoe_core.data.scenes.questions import make_question
 from vlmoe_core.data.scenes.statements import make_pair_set
-from vlmoe_core.data.scenes.world import Combinations, Scene, Split, make_scene
+from vlmoe_core.data.scenes.world import MAX_OBJECTS, Combinations, Scene, Split, make_scene
 
 Task = Literal["vqa", "nlvr2", "classification", "nli"]
 
@@ -29,6 +29,7 @@ class World:
     split: Split
     seed: int
     combinations: Combinations
+    max_objects: int = MAX_OBJECTS
 
     def name(self, number: int) -> str:
         """The name of its thing of that number, and of the random numbers that make it."""
@@ -36,7 +37,7 @@ class World:
 
     def scene(self, number: int) -> Scene:
         """Its scene of that number."""
-        return make_scene(self.split, self.seed, number, self.combinations)
+        return make_scene(self.split, self.seed, number, self.combinations, self.max_objects)
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def questions(world: World, number: int, each: int) -> Iterator[Draft]:
 
 def statements(world: World, number: int, each: int) -> Iterator[Draft]:
     """Two pairs of pictures, each with two sentences: four examples in all. `id` is made as NLVR2's identifiers."""
-    found = make_pair_set(world.split, world.seed, number, world.combinations)
+    found = make_pair_set(world.split, world.seed, number, world.combinations, world.max_objects)
     for which in range(each):
         pair, sentence = divmod(which, PAIRS_A_SET)
         name = f"{world.split}-{number}-{pair}-{sentence}"

@@ -12,7 +12,17 @@ from vlmoe_core.data.scenes.dice import Dice
 from vlmoe_core.data.scenes.facts import Kind, OnGround, Present
 from vlmoe_core.data.scenes.questions import some_kind
 from vlmoe_core.data.scenes.words import NUMBERS, plain_phrase, with_article
-from vlmoe_core.data.scenes.world import COLOURS, SHAPES, TEXTURES, Combinations, Scene, Split, Statement, make_scene
+from vlmoe_core.data.scenes.world import (
+    COLOURS,
+    MAX_OBJECTS,
+    SHAPES,
+    TEXTURES,
+    Combinations,
+    Scene,
+    Split,
+    Statement,
+    make_scene,
+)
 
 Pair = tuple[Scene, Scene]
 """The left and the right picture."""
@@ -124,10 +134,11 @@ def _has_ground(texture: str) -> Feature:
 
 
 def _feature(scene: Scene, dice: Dice) -> Feature:
-    """Something that this picture has."""
-    if dice.chance(0.2):
+    """Something that this picture has: its background, an object's colour, or more of an object."""
+    if dice.chance(0.3):
         return _has_ground(scene.ground.texture)
-    return _shows(some_kind(dice.choice(scene.objects), dice))
+    thing = dice.choice(scene.objects)
+    return _shows(Kind(colour=thing.colour) if dice.chance(0.4) else some_kind(thing, dice))
 
 
 def _one_side(pair: Pair, dice: Dice) -> PairSentence:
@@ -174,7 +185,7 @@ def _neither(pair: Pair, dice: Dice) -> PairSentence | None:
 def _countable(pair: Pair, dice: Dice) -> Kind:
     """All objects, or those of a colour or a shape that one of the pictures has."""
     thing = dice.choice(dice.choice(pair).objects)
-    return dice.choice((Kind(), Kind(colour=thing.colour), Kind(shape=thing.shape)))
+    return dice.choice((Kind(), Kind(), Kind(colour=thing.colour), Kind(shape=thing.shape)))
 
 
 def _compare(pair: Pair, dice: Dice) -> PairSentence:
@@ -228,9 +239,11 @@ def make_sentence(true_of: Pair, false_of: Pair, dice: Dice) -> PairSentence:
     raise AssertionError("two random pairs of pictures differ in something")
 
 
-def make_pair_set(split: Split, seed: int, number: int, combinations: Combinations = "seen") -> PairSet:
+def make_pair_set(
+    split: Split, seed: int, number: int, combinations: Combinations = "seen", max_objects: int = MAX_OBJECTS
+) -> PairSet:
     """The set of that number; its pictures are the scenes 4 * number to 4 * number + 3."""
-    a, b, c, d = (make_scene(split, seed, 4 * number + i, combinations) for i in range(4))
+    a, b, c, d = (make_scene(split, seed, 4 * number + i, combinations, max_objects) for i in range(4))
     pairs = (a, b), (c, d)
     dice = Dice(f"scenes/{split}/{seed}/{number}/statements")
     first = dice.below(2)

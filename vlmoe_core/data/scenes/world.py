@@ -181,14 +181,16 @@ def scene_from_facts(facts: Mapping[str, Any]) -> Scene:
     return Scene(tuple(objects), Ground(**facts["ground"]))
 
 
-def make_scene(split: Split, seed: int, index: int, combinations: Combinations = "seen") -> Scene:
+def make_scene(
+    split: Split, seed: int, index: int, combinations: Combinations = "seen", max_objects: int = MAX_OBJECTS
+) -> Scene:
     """The scene of that number. `heldout` has at least one object of a held-out pair, `seen` none."""
-    return sample_scene(Dice(f"scenes/{split}/{seed}/{index}"), combinations)
+    return sample_scene(Dice(f"scenes/{split}/{seed}/{index}"), combinations, max_objects)
 
 
-def sample_scene(dice: Dice, combinations: Combinations) -> Scene:
+def sample_scene(dice: Dice, combinations: Combinations, max_objects: int = MAX_OBJECTS) -> Scene:
     """A scene drawn with these dice. Placement starts again, with new sizes, until all objects fit."""
-    looks = _looks(dice, dice.between(1, MAX_OBJECTS), combinations)
+    looks = _looks(dice, dice.between(1, max_objects), combinations)
     same_size = dice.choice(SIZES) if dice.chance(0.15) else None
     ground = Ground(dice.choice(TEXTURES), dice.choice(TONES), dice.below(2**16))
     while True:

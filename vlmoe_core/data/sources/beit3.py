@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vlmoe_core.data.class_files import class_list
+from vlmoe_core.data.class_files import answer_list, class_list
 from vlmoe_core.data.example import Example, SourceContext
 from vlmoe_core.data.files import (
     FilesConfig,
@@ -55,7 +55,7 @@ class Beit3Source:
         self._stream = context.stream
         self._root = context.root
         self._folder = absolute(config.images, context.root)
-        self._answers = None if config.answers is None else read_answers(*_one_file(config.answers, context.root))
+        self._answers = None if config.answers is None else answer_list(*_one_file(config.answers, context.root))
         self._classes = None if config.classes is None else class_list(*_one_file(config.classes, context.root))
         self._index = load_index(find_files(config.path, context.root), "beit3-1", (), index_lines)
         counts = self._index.columns["first" if context.stream == "image" else "lines"]
@@ -178,19 +178,6 @@ def _one_file(name: str, root: Path) -> tuple[Path, str]:
     if len(found) > 1:
         raise DataError(f"'{name}' must name one file, not {len(found)}")
     return found[0], label(found[0], root)
-
-
-def read_answers(path: Path, where: str) -> list[str]:
-    """The answers of answer2label.txt in label order; DataError, with file and line, unless line i has label i."""
-    answers: list[str] = []
-    for line, _, content in lines(path):
-        place = f"{where}:{line}"
-        entry = parse_object(content, place)
-        answer, number = entry.get("answer"), entry.get("label")
-        if not isinstance(answer, str) or number != len(answers):
-            raise DataError(f"{place}: must have an answer and label {len(answers)}, not {answer!r} and {number!r}")
-        answers.append(answer)
-    return answers
 
 
 def index_lines(path: Path) -> Columns:

@@ -1,8 +1,8 @@
 """The built-in world: pictures of coloured shapes, captions that are true of them, and short texts. Needs no file.
 
-The scene of number `index` depends on (split, seed, index) and `combinations` alone; `image`, `pair` and the questions
-and statements of tasks show the same scenes. Documents, pictures with a class and pairs of sentences have numberings
-of their own.
+The scene of number `index` depends on (split, seed, index), `combinations` and `max_objects` alone; `image`, `pair` and
+the questions and statements of tasks show the same scenes. Documents, pictures with a class and pairs of sentences have
+numberings of their own.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ from vlmoe_core.data.scenes.dice import Dice
 from vlmoe_core.data.scenes.documents import make_document
 from vlmoe_core.data.scenes.drafts import Drafter, Task, World
 from vlmoe_core.data.scenes.draw import draw
-from vlmoe_core.data.scenes.world import Combinations, Split
+from vlmoe_core.data.scenes.world import MAX_OBJECTS, Combinations, Split
 from vlmoe_core.errors import DataError
 
 
@@ -39,6 +39,8 @@ class Config(SourceConfig):
     """train, eval or test: no scene of one is drawn from the random numbers of another."""
     combinations: Combinations = "seen"
     """seen: no held-out pair of colour and shape; heldout: at least one a picture; all: either. train: seen only."""
+    max_objects: int = Field(MAX_OBJECTS, ge=1, le=MAX_OBJECTS)
+    """Most objects of a scene; of task classification and nli no matter."""
     captions_per_image: int = Field(1, ge=1)
     """Captions of each picture: so many examples of the pair stream, one of the image stream."""
     questions_per_image: int = Field(2, ge=1)
@@ -66,7 +68,7 @@ class SceneSource:
     """Examples that are made on demand: `each` of every numbered thing, side by side."""
 
     def __init__(self, config: Config, drafter: Drafter, things: int, each: int) -> None:
-        self._world = World(config.split, config.seed, config.combinations)
+        self._world = World(config.split, config.seed, config.combinations, config.max_objects)
         self._image_size = config.image_size
         self._drafter = drafter
         self._things = things

@@ -1,11 +1,12 @@
 """Image classification (ImageNet)."""
 
+import csv
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from vlmoe_core.tasks.config import TaskConfig
 from vlmoe_core.tasks.labels import Labels, sorted_labels
 from vlmoe_core.tasks.mixing import Mixing
 from vlmoe_core.tasks.objective import Choosing, cross_entropy
-from vlmoe_core.tasks.task import MOST_RANKED, Ranked, Scores, Task, Values, label_target, rank, required, write_text
+from vlmoe_core.tasks.task import MOST_RANKED, Ranked, Scores, Task, Values, label_hits, label_target, rank, write_text
 
 
 class Config(TaskConfig):
@@ -67,20 +68,21 @@ class Classification(Task):
 
     def read(self, outputs_XF: Tensor, labels: Labels) -> list[Ranked]:
         """The most probable labels."""
-        return rank(torch.softmax(outputs_XF.float(), -1), labels)
+        return rank(outputs_XF, labels)
 
     def score(self, records: Sequence[Record], answers: Sequence[Ranked]) -> Scores:
         """Top-1 accuracy, and top-5 where there are more labels."""
-        truths = [required(r, "label") for r in records]
-        metrics = {"top1": Values(np.array([float(a.labels[0] == t) for a, t in zip(answers, truths, strict=True)]))}
-        if len(answers[0].labels) == MOST_RANKED:
-            metrics["top5"] = Values(np.array([float(t in a.labels) for a, t in zip(answers, truths, strict=True)]))
+        metrics = {"top1": Values(label_hits(records, answers))}
+        if answers[0].num_labels > MOST_RANKED:
+            metrics["top5"] = Values(label_hits(records, answers, MOST_RANKED))
         return Scores(metrics)
 
     def write_submission(self, records: Sequence[Record], answers: Sequence[Ranked], path: Path) -> None:
-        """A csv of picture and its most probable labels."""
-        lines = [f"{r.facts.get('id', r.name)},{' '.join(a.labels)}\n" for r, a in zip(records, answers, strict=True)]
-        write_text(path, "".join(lines))
+        """A csv of picture and its most probable labels, a column each."""
+        table = io.StringIO()
+        rows = ((r.facts.get("id", r.name), *a.labels) for r, a in zip(records, answers, strict=True))
+        csv.writer(table, lineterminator="\n").writerows(rows)
+        write_text(path, table.getvalue())
 
 
 def open_task(config: Config) -> Classification:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -15,7 +14,18 @@ from vlmoe_core.tasks.config import TaskConfig
 from vlmoe_core.tasks.heads import Pooler
 from vlmoe_core.tasks.labels import Labels
 from vlmoe_core.tasks.objective import Choosing, cross_entropy
-from vlmoe_core.tasks.task import Ranked, Scores, Task, Values, by_subset, label_target, rank, required, write_text
+from vlmoe_core.tasks.task import (
+    Ranked,
+    Scores,
+    Task,
+    Values,
+    by_fact,
+    label_hits,
+    label_target,
+    rank,
+    required,
+    write_text,
+)
 
 LABELS = Labels(("entailment", "neutral", "contradiction"))
 
@@ -55,17 +65,25 @@ class NLI(Task):
 
     def read(self, outputs_XF: Tensor, labels: Labels) -> list[Ranked]:
         """The labels with their probabilities."""
-        return rank(torch.softmax(outputs_XF.float(), -1), labels)
+        return rank(outputs_XF, labels)
 
     def score(self, records: Sequence[Record], answers: Sequence[Ranked]) -> Scores:
         """Accuracy, of all and of each subset (matched, mismatched)."""
-        right = [float(a.labels[0] == required(r, "label")) for r, a in zip(records, answers, strict=True)]
-        return Scores(by_subset("accuracy", Values(np.array(right)), records))
+        accuracy = Values(label_hits(records, answers))
+        return Scores({"accuracy": accuracy} | by_fact("accuracy", accuracy, records, "subset"))
 
     def write_submission(self, records: Sequence[Record], answers: Sequence[Ranked], path: Path) -> None:
-        """The tsv that GLUE's server takes."""
-        lines = [f"{required(r, 'id')}\t{a.labels[0]}\n" for r, a in zip(records, answers, strict=True)]
-        write_text(path, "".join(["index\tprediction\n", *lines]))
+        """The tsv that GLUE's server takes.
+
+        It wants a file for each set, whose numbers begin anew: of several subsets each has one, named in front of the
+        suffix (preds.tsv: preds-matched.tsv, preds-mismatched.tsv).
+        """
+        lines: dict[str, list[str]] = {}
+        for record, answer in zip(records, answers, strict=True):
+            subset = str(record.facts.get("subset", ""))
+            lines.setdefault(subset, ["index\tprediction\n"]).append(f"{required(record, 'id')}\t{answer.labels[0]}\n")
+        for subset, own in lines.items():
+            write_text(path.with_stem(f"{path.stem}-{subset}") if subset and len(lines) > 1 else path, "".join(own))
 
 
 def open_task(config: Config) -> NLI:

@@ -71,43 +71,72 @@ class Matching(nn.Module):
         freeze_unused(encoder, INPUTS if config.itm_weight else INPUTS[:2])
 
     def forward(self, batches: Mapping[StreamName, Batch]) -> Loss:
-        """The losses of one micro-batch; outputs are (X, 2 D), the unit vectors of image and text."""
-        pairs = batches["pair"]
+        """The losses of one micro-batch; outputs are (X, 2 D), the unit vectors of image and text.
+
+        In evaluation there is contrast alone, and a picture of several captions is encoded once.
+        """
+        return self._train(batches["pair"]) if self.training else self._evaluate(batches["pair"])
+
+    def _train(self, pairs: Batch) -> Loss:
+        judged = self._num_judged(pairs)  # first of all: it waits for the device, which has no work yet
         batches = alone(pairs)
         encoded = {stream: self.encoder(batch) for stream, batch in batches.items()}
-        image_XD, text_XD = self._embed(encoded["image"], encoded["text"])
-        itc = contrast(image_XD, text_XD, pairs.image_ids, self.contrast.scale, over_ranks=self.training)
-        parts = {"itc": Part(itc, pairs.num_examples, self.config.itc_weight, ("pair",))}
-        if self.config.itm_weight:
-            batches["pair"] = self._with_negatives(pairs, image_XD.detach(), text_XD.detach())
+        image_XD, text_XD = self.contrast(pool_cls(encoded["image"]), pool_cls(encoded["text"]))
+        parts = {"itc": self._contrasting(pairs, image_XD, text_XD)}
+        if judged is not None:
+            has_negatives = judged > pairs.num_examples
+            detached = (image_XD.detach(), text_XD.detach())
+            batches["pair"] = self._with_negatives(pairs, *detached) if has_negatives else pairs
             encoded["pair"] = self.encoder(batches["pair"])
             itm = self._matching(encoded["pair"], pairs.num_examples)
-            parts["itm"] = Part(itm, 3 * pairs.num_examples, self.config.itm_weight, ("pair",))
-        routed = {stream: one.routed for stream, one in encoded.items()}
-        if self.training:
-            parts |= self.balance.parts(batches, routed)
-        told = tuple((stream, one) for stream, plans in routed.items() for one in plans)
-        return Loss(parts, told, torch.cat([image_XD, text_XD], dim=-1).detach())
+            parts["itm"] = Part(itm, judged, self.config.itm_weight, ("pair",))
+        parts |= self.balance.parts(batches, {stream: one.routed for stream, one in encoded.items()})
+        return _loss(parts, encoded, image_XD, text_XD)
+
+    def _evaluate(self, pairs: Batch) -> Loss:
+        batches = alone(pairs)
+        batches["image"], place_X = _each_once(batches["image"])
+        encoded = {stream: self.encoder(batch) for stream, batch in batches.items()}
+        image_ID, text_XD = self.contrast(pool_cls(encoded["image"]), pool_cls(encoded["text"]))
+        image_XD = image_ID[place_X]
+        return _loss({"itc": self._contrasting(pairs, image_XD, text_XD)}, encoded, image_XD, text_XD)
 
     def counts(self, batches: Mapping[StreamName, Batch]) -> dict[str, int]:
-        """The count of every part, from the batches alone."""
+        """The count of every part in training, from the batches alone."""
         pairs = batches["pair"]
-        views = alone(pairs)
+        views, judged = alone(pairs), self._num_judged(pairs)
         counts = {"itc": pairs.num_examples}
-        if self.config.itm_weight:
+        if judged is not None:
             views["pair"] = pairs
-            counts["itm"] = 3 * pairs.num_examples
+            counts["itm"] = judged
         return counts | self.balance.counts(views)
 
-    def match_logits(self, batch: Batch) -> Tensor:
-        """(S,) how well image and text of each sequence match: the logit of yes less the logit of no."""
-        logits_S2 = self.match(pool(self.encoder(batch), self.config.pool)).float()
-        margin_S: Tensor = logits_S2[:, 1] - logits_S2[:, 0]
-        return margin_S
+    def _num_judged(self, pairs: Batch) -> int | None:
+        """Pairs that the matching head judges: the true ones and twice as many false ones; null without a head.
 
-    def _embed(self, image: Encoded, text: Encoded) -> tuple[Tensor, Tensor]:
-        image_XD, text_XD = self.contrast(pool_cls(image), pool_cls(text))
-        return image_XD, text_XD
+        A micro-batch of one picture has no false ones: every text of it is true. Of two or more, every pair has.
+        """
+        if not self.config.itm_weight:
+            return None
+        differ = bool((pairs.image_ids != pairs.image_ids[:1]).any())
+        return (3 if differ else 1) * pairs.num_examples
+
+    def match_logits(self, batch: Batch) -> Tensor:
+        """(S, 2) logits that image and text of each sequence don't match, and that they do."""
+        logits_S2: Tensor = self.match(pool(self.encoder(batch), self.config.pool)).float()
+        return logits_S2
+
+    def embed_images(self, images: Batch) -> Tensor:
+        """(I, D) unit vectors of images alone."""
+        return F.normalize(self.contrast.image(pool_cls(self.encoder(images))), dim=-1)
+
+    def embed_texts(self, texts: Batch) -> Tensor:
+        """(S, D) unit vectors of texts alone."""
+        return F.normalize(self.contrast.text(pool_cls(self.encoder(texts))), dim=-1)
+
+    def _contrasting(self, pairs: Batch, image_XD: Tensor, text_XD: Tensor) -> Part:
+        itc = contrast(image_XD, text_XD, pairs.image_ids, self.contrast.scale, over_ranks=self.training)
+        return Part(itc, pairs.num_examples, self.config.itc_weight, ("pair",))
 
     def _matching(self, encoded: Encoded, num_pairs: int) -> Tensor:
         """The sum of the cross-entropies of the true pairs, which come first, and of the false ones."""
@@ -120,11 +149,9 @@ class Matching(nn.Module):
         """The pairs, each text with a hard other image, each image with a hard other text (ALBEF, arXiv 2107.07651).
 
         A negative is drawn in proportion to the softmax of the contrast's logits, among the pairs of this micro-batch
-        that show another picture. Where there is none, a pair is its own negative.
+        that show another picture; there must be one.
         """
         number_X = torch.arange(pairs.num_examples, device=image_XD.device)
-        if not pairs.num_examples:
-            return repaired(pairs, number_X, number_X)
         logits_XX = (self.contrast.scale * (image_XD @ text_XD.T)).float()
         same_XX = pairs.image_ids[:, None] == pairs.image_ids
         text_of_image = _draw(logits_XX, same_XX)
@@ -135,11 +162,35 @@ class Matching(nn.Module):
 
 
 def _draw(logits_XX: Tensor, same_XX: Tensor) -> Tensor:
-    """(X,) another column of each row."""
-    hidden = logits_XX.masked_fill(same_XX, -math.inf)
-    own = torch.eye(logits_XX.shape[0], dtype=torch.bool, device=logits_XX.device)
-    hidden = torch.where(same_XX.all(1, keepdim=True) & own, 0.0, hidden)
-    return torch.multinomial(torch.softmax(hidden, dim=-1), 1)[:, 0]
+    """(X,) a column of each row, none of `same_XX`, in proportion to the softmax of the logits.
+
+    The largest of the logits with Gumbel noise is such a draw. It waits for no device, and leaves a NaN to the check of
+    the loss.
+    """
+    gumbel_XX = -torch.empty_like(logits_XX).exponential_().log()
+    return (logits_XX + gumbel_XX).masked_fill(same_XX, -math.inf).argmax(dim=1)
+
+
+def _each_once(images: Batch) -> tuple[Batch, Tensor]:
+    """The different pictures (I) of a batch of images alone, and the place of each example's picture in them (X,)."""
+    ids_I, place_X, times_I = torch.unique(images.image_ids, return_inverse=True, return_counts=True)
+    first_I = images.image_ids.argsort(stable=True)[times_I.cumsum(0) - times_I]
+    number_I = torch.arange(ids_I.shape[0], device=ids_I.device)
+    once = replace(
+        images,
+        pixels_ICHW=images.pixels_ICHW[first_I],
+        patch_mask_IP=images.patch_mask_IP[first_I],
+        image_ids=ids_I,
+        sequence_of_image=number_I,
+        example_of_sequence=number_I,
+        positions=images.positions[first_I],
+    )
+    return once, place_X
+
+
+def _loss(parts: Mapping[str, Part], encoded: Mapping[StreamName, Encoded], image_XD: Tensor, text_XD: Tensor) -> Loss:
+    routed = tuple((stream, plan) for stream, one in encoded.items() for plan in one.routed)
+    return Loss(parts, routed, torch.cat([image_XD, text_XD], dim=-1).detach())
 
 
 def repaired(pairs: Batch, images: Tensor, texts: Tensor) -> Batch:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
+from vlmoe_core.data.class_files import answer_list
 from vlmoe_core.data.example import Example, Record
 from vlmoe_core.errors import DataError
 from vlmoe_core.model.encoder import Encoder
@@ -23,7 +24,7 @@ from vlmoe_core.tasks.heads import MLPHead, Pool, Pooler, width_of
 from vlmoe_core.tasks.labels import Labels
 from vlmoe_core.tasks.metrics.vqa import answer_classes, soft_targets, vqa_accuracy
 from vlmoe_core.tasks.objective import Choosing, binary_cross_entropy
-from vlmoe_core.tasks.task import Ranked, Scores, Task, Values, rank, required, write_text
+from vlmoe_core.tasks.task import Ranked, Scores, Task, Values, by_fact, picture_groups, rank, required, write_text
 
 
 class Config(TaskConfig):
@@ -34,9 +35,11 @@ class Config(TaskConfig):
     pool: Pool = "image"
     """Which final states the head reads (BEiT-3: the image's [CLS])."""
     answers: str | None = None
-    """File with the answer list: a JSON list, or a JSON object answer -> number; null: built from the annotations."""
+    """File with the answer list, relative to the working folder (not to `data.root`): a JSON list, a JSON object
+    answer -> number, or BEiT-3's answer2label.txt (a name that ends in .txt or .jsonl). Null: built from the data."""
     min_count: int = Field(9, ge=1)
-    """Occurrences as the most common answer of a question that make an answer part of the list (VQA v2: 9)."""
+    """Occurrences as the most common answer of a question that make an answer part of the list (VQA v2: 9). Files that
+    store soft targets (BEiT-3, VLMo) tell no such answer: all that they score are in the list."""
     held_out_answers: bool = True
     """Count the answers of `data.eval` as well for the list, as VQA v2's usual list does."""
 
@@ -54,17 +57,27 @@ class VQA(Task):
         self.config = config
 
     def find_labels(self, train: Iterable[Example], held_out: Iterable[Example]) -> Labels:
-        """The answer list, read or built by VQA v2's rule. Raises DataError for a list that can't be had."""
+        """The answer list: read; or built by VQA v2's rule, then the answers of stored soft targets as they come.
+
+        Raises DataError for a list that can't be had.
+        """
         if self.config.answers is not None:
             return Labels(read_answers(Path(self.config.answers)))
         examples = chain(train, held_out) if self.config.held_out_answers else train
-        known = answer_classes((e.facts["answer"] for e in examples if "answer" in e.facts), self.config.min_count)
+        common: list[str] = []
+        scored: dict[str, None] = {}
+        for example in examples:
+            if "answer" in example.facts:
+                common.append(example.facts["answer"])
+            else:
+                scored.update(dict.fromkeys(example.facts.get("scores", ())))
+        known = dict.fromkeys((*answer_classes(common, self.config.min_count), *scored))
         if not known:
             raise DataError(
                 f"no answer occurs {self.config.min_count} times as the most common one of a question; lower "
                 "task.min_count, or name a list with task.answers"
             )
-        return Labels(known)
+        return Labels(tuple(known))
 
     def target(self, example: Example, labels: Labels, training: bool) -> NDArray[np.generic] | None:
         """(A,) float32, the soft score of each answer.
@@ -93,16 +106,17 @@ class VQA(Task):
 
     def read(self, outputs_XF: Tensor, labels: Labels) -> list[Ranked]:
         """The most probable answers; each answer has a probability of its own."""
-        return rank(torch.sigmoid(outputs_XF.float()), labels)
+        return rank(outputs_XF, labels, torch.sigmoid)
 
     def score(self, records: Sequence[Record], answers: Sequence[Ranked]) -> Scores:
-        """VQA accuracy, of all and by answer type and question type (GT-Vision-Lab/VQA)."""
+        """VQA accuracy, of all and by answer type and question type (GT-Vision-Lab/VQA).
+
+        Questions of one picture are drawn together for the intervals.
+        """
         values = np.array([_accuracy(r, a.labels[0]) for r, a in zip(records, answers, strict=True)])
-        metrics = {"accuracy": Values(values)}
-        for kind, prefix in (("answer_type", "accuracy"), ("question_type", "question")):
-            types = np.array([str(r.facts.get(kind, "")) for r in records])
-            metrics |= {f"{prefix}/{t}": Values(values[types == t]) for t in sorted(set(types.tolist()) - {""})}
-        return Scores(metrics)
+        accuracy = Values(values, picture_groups(records))
+        by_answer = by_fact("accuracy", accuracy, records, "answer_type")
+        return Scores({"accuracy": accuracy} | by_answer | by_fact("question", accuracy, records, "question_type"))
 
     def write_submission(self, records: Sequence[Record], answers: Sequence[Ranked], path: Path) -> None:
         """The JSON list that the VQA server takes."""
@@ -119,6 +133,16 @@ class VQA(Task):
 
 def read_answers(path: Path) -> tuple[str, ...]:
     """The answers in a file, in the order of their numbers. Raises DataError if it holds no such list."""
+    is_lines = path.suffix in (".txt", ".jsonl")
+    found = answer_list(path, f"task.answers: {path}") if is_lines else _in_order(path)
+    if len(set(found)) < len(found):
+        twice = next(answer for answer in found if found.count(answer) > 1)
+        raise DataError(f"task.answers: {path} holds '{twice}' twice")
+    return found
+
+
+def _in_order(path: Path) -> tuple[str, ...]:
+    """The answers in a JSON list, or in a JSON object by their numbers."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -128,9 +152,6 @@ def read_answers(path: Path) -> tuple[str, ...]:
         found = in_order if [found[answer] for answer in in_order] == list(range(len(found))) else None
     if not isinstance(found, list) or not found or not all(isinstance(answer, str) for answer in found):
         raise DataError(f"task.answers: {path} holds no JSON list of answers, and no object answer -> 0, 1, 2, ...")
-    if len(set(found)) < len(found):
-        twice = next(answer for answer in found if found.count(answer) > 1)
-        raise DataError(f"task.answers: {path} holds '{twice}' twice")
     return tuple(found)
 
 

@@ -1,4 +1,4 @@
-"""Retrieval both ways: ranks from features, from a score matrix or from re-ranked candidates; R@K, 1K folds, rsum.
+"""Retrieval both ways: ranks from features or from re-ranked candidates, and within 1K folds.
 
 An item is ranked before another if its score is higher, or equal with a lower index. Nothing else decides, and scores
 from features are exact sums, so neither the chunk, the batch nor the machine changes a rank.
@@ -6,7 +6,7 @@ from features are exact sums, so neither the chunk, the batch nor the machine ch
 Shapes: N images, M texts, D width of the features, Q queries, I items, k candidates of a query.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,16 +62,6 @@ def feature_ranks(
     )
 
 
-def score_ranks(scores: ArrayLike, image_of_text: ArrayLike, chunk: int = CHUNK) -> Ranks:
-    """Ranks from a matrix of scores (N, M), high is similar; errors as in `feature_ranks`."""
-    matrix = _finite(scores, "scores")
-    image_N, image_M = _groups(matrix.shape[0], matrix.shape[1], image_of_text)
-    return Ranks(
-        _ranks(lambda rows: matrix[rows], image_N, image_M, chunk),
-        _ranks(lambda rows: matrix.T[rows], image_M, image_N, chunk),
-    )
-
-
 def candidate_ranks(texts: Candidates, images: Candidates, image_of_text: ArrayLike, chunk: int = CHUNK) -> Ranks:
     """Ranks after re-ranking as VLMo does: `texts` of each image (N, k), `images` of each text (M, k).
 
@@ -103,23 +93,6 @@ def on_grid(features: ArrayLike) -> Floats:
     Exact for unit vectors; longer ones only lose that sums don't depend on their order. DataError if one is not finite.
     """
     return np.round(_finite(features, "features") * GRID) / GRID
-
-
-def recalls(ranks: Ranks, ks: Sequence[int] = CUTS) -> dict[str, float]:
-    """TR@K (image to text) and IR@K (text to image) as fractions of the queries: {"tr@1": ..., "ir@10": ...}."""
-    ways = {"tr": ranks.image_to_text, "ir": ranks.text_to_image}
-    return {f"{way}@{k}": float((rank < k).mean()) for way, rank in ways.items() for k in ks}
-
-
-def mean_recalls(folds: Sequence[Ranks], ks: Sequence[int] = CUTS) -> dict[str, float]:
-    """Mean over folds of their recalls."""
-    each = [recalls(ranks, ks) for ranks in folds]
-    return {name: sum(fold[name] for fold in each) / len(each) for name in each[0]}
-
-
-def rsum(recall: dict[str, float]) -> float:
-    """Sum of the recalls, 0..6 for the six usual ones (600 in percent)."""
-    return sum(recall.values())
 
 
 def fold_ranks(

@@ -35,8 +35,10 @@ def recipe_of_run(init: str) -> Path:
     """The shipped recipe whose run folder `init` names."""
     found = [name for name in CATALOGUE.names() if Path(init) == Path("runs") / name.replace("/", "-")]
     assert found, f"init: {init} is the run folder of no shipped recipe"
-    if found[0].startswith("finetune/"):  # a chain: its model is that of what it starts from
-        return recipe_of_run("runs/flickr8k-pretrain")
+    tree = read_recipe(found[0]).tree
+    if tree.child("task") is not None:  # a chain: its model is that of what it starts from
+        start = tree.child("init")
+        return recipe_of_run("runs/flickr8k-pretrain" if start is None else start.value)
     path = CATALOGUE.path(found[0])
     assert path is not None
     return path

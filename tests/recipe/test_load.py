@@ -198,7 +198,7 @@ def is_whole(name: str) -> bool:
     return read_recipe(name).tree.child("task") is None or "init: scratch" in read_recipe(name).text
 
 
-@pytest.mark.parametrize("name", filter(is_whole, shipped().names()))
+@pytest.mark.parametrize("name", list(filter(is_whole, shipped().names())))
 def test_every_shipped_recipe_is_valid(name: str, tmp_path: Path) -> None:
     loaded = load_recipe(name)
     assert load_recipe(write(tmp_path, loaded.text)).recipe == loaded.recipe

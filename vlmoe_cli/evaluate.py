@@ -135,4 +135,5 @@ def _show(out: Output, result: dict[str, Any]) -> None:
         low, high = result["intervals"].get(name, (None, None))
         row = {"metric": name, "percent": value, "95 % interval": None if low is None else f"{low:.1f} to {high:.1f}"}
         rows.append(row | {f"{baseline}": found.get(name) for baseline, found in result["baselines"].items()})
-    out.table(rows, f"{result['task']}, {result['n']:,} examples of {result['split']}")
+    left_out = f", {result['broken']} broken left out" if result["broken"] else ""
+    out.table(rows, f"{result['task']}, {result['n']:,} examples of {result['split']}{left_out}")

@@ -114,6 +114,9 @@ class ScoringProgress(Reporter):
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say, self.batches, self.start = say, 0, 0.0
 
+    def note(self, message: str) -> None:
+        self.say(message)
+
     def counted(self, batches: int) -> None:
         self.batches, self.start = batches, time.monotonic()
 

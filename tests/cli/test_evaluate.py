@@ -167,6 +167,8 @@ def test_a_broken_picture_is_named(work: Path, photos: Path) -> None:
 def test_or_skipped_and_counted(work: Path, photos: Path) -> None:
     done = vlmoe(work, "eval", "classification", "--data", str(photos), "--on-error", "skip", "--json")
     assert (done.data["n"], done.data["broken"]) == (5, 1)
+    shown = vlmoe(work, "eval", "classification", "--data", str(photos), "--on-error", "skip").out
+    assert "5 examples of test, 1 broken left out" in shown
     wrong = vlmoe(work, "eval", "classification", "--on-error", "stop")
     assert wrong.code == 2 and "--on-error stop: give raise or skip" in wrong.message
 

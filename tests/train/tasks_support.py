@@ -96,7 +96,9 @@ class Notes(Reporter):
         self.told.append(message)
 
 
-def scored(model: Path | Trained, asked: Asked | None = None, micro: int | None = None) -> Evaluated:
+def scored(
+    model: Path | Trained, asked: Asked | None = None, micro: int | None = None, reporter: Reporter | None = None
+) -> Evaluated:
     """What a model reaches on a split, by default on all of `data.test`, in micro-batches of another size if given."""
     trained = load_trained(model) if isinstance(model, Path) else model
     if micro is not None:
@@ -105,7 +107,7 @@ def scored(model: Path | Trained, asked: Asked | None = None, micro: int | None 
         trained = replace(trained, recipe=trained.recipe.model_copy(update={"batch": batch}))
     fresh_process()
     asked = asked or ask(trained, None, None, None, None)
-    return answer_all(trained, asked, Accelerator(cpu=True), Reporter())
+    return answer_all(trained, asked, Accelerator(cpu=True), reporter or Reporter())
 
 
 def percents(evaluated: Evaluated) -> dict[str, float]:

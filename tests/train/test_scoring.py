@@ -270,7 +270,9 @@ def test_capacity_in_evaluation_does_depend_on_the_batch(tmp_path: Path) -> None
     with torch.no_grad():
         for name, parameter in trained.objective.named_parameters():
             parameter.mul_(30 if ".experts." in name else 1)
-    first, second = scored(trained, micro=1), scored(trained, micro=14)
+    notes = Notes()
+    first, second = scored(trained, micro=1, reporter=notes), scored(trained, micro=14)
+    assert "text experts have a capacity in evaluation (factor 0.5)" in notes.told[0]
     assert first.losses["router/text/0/dropped"] > 0.2
     assert first.losses["loss/nli"] != pytest.approx(second.losses["loss/nli"], rel=1e-6)
 

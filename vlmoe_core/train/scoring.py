@@ -122,6 +122,12 @@ def answer_all(trained: Trained, asked: Asked, accelerator: Accelerator, reporte
     assert recipe.task is not None
     task = open_task(recipe.task)
     dataset = whole_dataset(recipe, split_of(asked), trained.tokenizers, asked.limit)
+    for pool, moe in recipe.model.pools.items():
+        if moe.eval_capacity_factor is not None:
+            reporter.note(
+                f"{pool} experts have a capacity in evaluation (factor {moe.eval_capacity_factor}): the answers depend "
+                "on how the examples are cut into batches"
+            )
     share = _Share(dataset, task.stream, accelerator.process_index, accelerator.num_processes)
     objective = trained.objective.to(accelerator.device)
     answers = Answers(task, trained.tokenizers.labels)

@@ -67,14 +67,9 @@ class Scores:
     """What a model reaches on a split."""
 
     metrics: Mapping[str, Values]
-    """By name; the first one is the task's main metric."""
+    """By name."""
     totals: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Sums and means over other metrics: name -> their names; `rsum` is a sum, others are means."""
-
-    @property
-    def main(self) -> Values:
-        """The main metric."""
-        return next(iter(self.metrics.values()))
 
     def percents(self) -> dict[str, float]:
         """Every metric and total, in percent."""

@@ -53,7 +53,7 @@ def test_accuracy_and_consistency_by_hand() -> None:
     scores = task().score(records, [ranked(said) for *_, said in CASES])
     # Of the statements dev-0-0, dev-0-1, dev-7-0 and test1-0-0 the first and the third are right throughout.
     assert scores.percents() == pytest.approx({"accuracy": 100 * 4 / 6, "consistency": 50.0})
-    groups = scores.main.groups
+    groups = scores.metrics["accuracy"].groups
     assert groups is not None
     assert [groups[i] == groups[j] for i, j in ((0, 1), (2, 3), (0, 2), (0, 4), (0, 5))] == [True, True] + [False] * 3
 
@@ -70,7 +70,7 @@ def test_identifiers_of_pairs_give_accuracy_alone(identifiers: list[str]) -> Non
     records = [record(n, image_id=n // 2, id=identifier, label="True") for n, identifier in enumerate(identifiers)]
     scores = task().score(records, [ranked(said) for said in ("True", "False", "True", "True")])
     assert scores.percents() == {"accuracy": 75.0}
-    assert scores.main.groups is not None and scores.main.groups.tolist() == [0, 0, 1, 1]
+    assert scores.metrics["accuracy"].groups is not None and scores.metrics["accuracy"].groups.tolist() == [0, 0, 1, 1]
 
 
 def test_hidden_labels_cannot_be_scored() -> None:

@@ -174,7 +174,7 @@ def test_scores_of_all_and_by_type() -> None:
     scores = task_of().score(records, [ranked(answer, "x") for answer in said])
     values = [vqa_accuracy(a, r.facts["answers"]) for a, r in zip(said, records[:4], strict=False)] + [0.6]
     assert values == pytest.approx([0.9, 0.0, 1.0, 0.6, 0.6])
-    assert scores.main.values.tolist() == pytest.approx(values)
+    assert scores.metrics["accuracy"].values.tolist() == pytest.approx(values)
     assert scores.percents() == pytest.approx(
         {
             "accuracy": 100 * sum(values) / 5,

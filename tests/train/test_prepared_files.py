@@ -99,8 +99,10 @@ def test_vqa_on_a_table_of_vlmo(tmp_path: Path) -> None:
     right = [Ranked((max(r.facts["scores"], key=r.facts["scores"].get),), (1.0,)) for r in evaluated.records]
     best = VQA(trained.recipe.task).score(evaluated.records, right)  # type: ignore[arg-type]
     assert best.percents()["accuracy"] == pytest.approx(100 * (1 + 0.9 + 0.6 + 1) / 4)
-    assert evaluated.scores is not None and 0 <= evaluated.scores.main.percent <= 100
-    assert best.main.groups is not None and best.main.groups.tolist() == [n // 2 for n in range(12)]
+    assert evaluated.scores is not None and 0 <= evaluated.scores.metrics["accuracy"].percent <= 100
+    assert best.metrics["accuracy"].groups is not None and best.metrics["accuracy"].groups.tolist() == [
+        n // 2 for n in range(12)
+    ]
 
 
 def test_nlvr2_on_a_table_of_vlmo(tmp_path: Path) -> None:
@@ -117,8 +119,8 @@ def test_nlvr2_on_a_table_of_vlmo(tmp_path: Path) -> None:
     right = [a.labels[0] == r.facts["label"] for r, a in zip(evaluated.records, evaluated.answers, strict=True)]
     assert len(right) == 9 and evaluated.scores is not None
     assert evaluated.scores.percents() == {"accuracy": pytest.approx(100 * sum(right) / 9)}
-    assert evaluated.scores.main.groups is not None
-    assert evaluated.scores.main.groups.tolist() == [0, 0, 1, 2, 2, 3, 4, 4, 5]
+    assert evaluated.scores.metrics["accuracy"].groups is not None
+    assert evaluated.scores.metrics["accuracy"].groups.tolist() == [0, 0, 1, 2, 2, 3, 4, 4, 5]
 
 
 def test_other_streams_of_a_split_are_not_opened(tmp_path: Path) -> None:

@@ -49,6 +49,14 @@ def test_single_inputs() -> None:
     assert (images.num_sequences, texts.num_sequences) == (1, 1)
 
 
+def test_tokens_of_second_texts_are_marked() -> None:
+    one, two = sample(1, None, 3), replace(sample(2, None, 5), second_text_at=3)
+    batch = collate("text", [one, two], 4, 4)
+    assert batch.second_text_T is not None and batch.second_text_T.dtype == torch.bool
+    assert batch.second_text_T.tolist() == [False] * 3 + [False] * 3 + [True] * 2
+    assert collate("text", [one], 4, 4).second_text_T is None
+
+
 @pytest.mark.parametrize("stream", STREAMS)
 def test_no_sample_gives_an_empty_batch_of_the_same_shapes_and_types(stream: StreamName) -> None:
     full = collate("pair", [sample(1, [0], 3)], 4, 4)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.data.files_support import WordEncoder, jpeg
 from vlmoe_core.data.config import DataConfig, StreamName
-from vlmoe_core.data.example import Example
+from vlmoe_core.data.example import Example, Sample
 from vlmoe_core.data.prepare import NothingHidden, Preparer, build_preparer, shares
 from vlmoe_core.errors import DataError
 
@@ -108,8 +108,12 @@ def task_preparer(longest: int = 8, **fields: Any) -> Preparer:
     return build_preparer(data, 8, Spelling(), NothingHidden(4), training=False, **fields)
 
 
+def sample_of(example: Example, longest: int = 8) -> Sample:
+    return task_preparer(longest)("text", 0, example, random.Random(0))
+
+
 def ids_of(example: Example, longest: int = 8) -> list[int]:
-    sample = task_preparer(longest)("text", 0, example, random.Random(0))
+    sample = sample_of(example, longest)
     assert sample.text_ids is not None and sample.text_targets is not None
     assert set(sample.text_targets.tolist()) == {-1}
     return sample.text_ids.tolist()  # type: ignore[no-any-return]
@@ -118,6 +122,14 @@ def ids_of(example: Example, longest: int = 8) -> list[int]:
 def test_two_sentences_stand_with_a_separator_between_them() -> None:
     example = Example("a", text="10 11", second_text="20 21 22")
     assert ids_of(example, 20) == [2, 10, 11, 3, 20, 21, 22, 3]
+
+
+@pytest.mark.parametrize(("longest", "second_at"), [(20, 4), (7, 4), (6, 3), (5, 3)])
+def test_a_sample_tells_where_its_second_text_begins(longest: int, second_at: int) -> None:
+    made = sample_of(Example("a", text="10 11", second_text="20 21 22"), longest)
+    assert made.second_text_at == second_at
+    assert made.text_ids is not None and made.text_ids[second_at - 1] == 3
+    assert sample_of(Example("a", text="10 11"), longest).second_text_at is None
 
 
 @pytest.mark.parametrize(

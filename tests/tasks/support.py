@@ -36,6 +36,7 @@ TASKS: dict[str, Task] = {
     "classification": classification.open_task(classification.Config()),
     "classification mixed": classification.open_task(classification.Config(mixup=0.8, cutmix=1, label_smoothing=0.1)),
     "nli": nli.open_task(nli.Config()),
+    "nli sentences": nli.open_task(nli.Config(pool="sentences")),
     "retrieval": retrieval.open_task(retrieval.Config()),
     "retrieval both": retrieval.open_task(retrieval.Config(pool="both")),
     "retrieval contrast": retrieval.open_task(retrieval.Config(itm_weight=0)),
@@ -62,8 +63,14 @@ def task_samples(name: str, config: ModelConfig, lengths: Sequence[int] = LENGTH
     """Random examples of a task with random targets, with nothing hidden."""
     rng = np.random.default_rng(7)
     stream = TASKS[name].stream
+    second_at = 2 if name == "nli sentences" else None
     return [
-        replace(shown(sample), target=target_of(name, rng), more_pixels=pictures(IMAGES.get(name, 1) - 1, config, rng))
+        replace(
+            shown(sample),
+            target=target_of(name, rng),
+            more_pixels=pictures(IMAGES.get(name, 1) - 1, config, rng),
+            second_text_at=second_at,
+        )
         for sample in samples_of(stream, lengths, config)
     ]
 

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -9,15 +10,18 @@ from tests.model.support import VOCAB, batch_of, config_of, randomise
 from vlmoe_core.data.batch import Batch
 from vlmoe_core.data.config import StreamName
 from vlmoe_core.model.encoder import Encoded, Encoder
-from vlmoe_core.tasks.heads import MLPHead, Pool, Pooler, initialise_head, pool, width_of
+from vlmoe_core.tasks.heads import MLPHead, Pool, Pooler, TextPool, initialise_head, pool, width_of
 
 POOLS: tuple[Pool, ...] = get_args(Pool)
-CASES: list[tuple[StreamName, Pool]] = [
+CASES: list[tuple[StreamName, Pool | TextPool]] = [
     *(("pair", which) for which in POOLS),
     ("image", "image"),
     ("image", "mean"),
     ("text", "text"),
+    ("text", "sentences"),
 ]
+SECOND_AT = [3, 1, 5, 2]
+"""Where the second sentence of each text begins; the second text has one sentence alone."""
 
 
 def encoded_of(batch: Batch) -> Encoded:
@@ -28,7 +32,14 @@ def encoded_of(batch: Batch) -> Encoded:
     return encoded
 
 
-def plain(encoded: Encoded, batch: Batch, which: Pool, sequence: int) -> Tensor:
+def two_sentences(stream: StreamName, batch: Batch) -> Batch:
+    if stream != "text":
+        return batch
+    starts = torch.tensor(SECOND_AT)[batch.sequence_of_text]
+    return replace(batch, second_text_T=batch.text_positions_T >= starts)
+
+
+def plain(encoded: Encoded, batch: Batch, which: Pool | TextPool, sequence: int) -> Tensor:
     """What speaks for one sequence, from the list of its tokens."""
     images = encoded.states_TD[: 17 * batch.num_images].view(batch.num_images, 17, 24)
     texts = encoded.states_TD[17 * batch.num_images :]
@@ -45,22 +56,28 @@ def plain(encoded: Encoded, batch: Batch, which: Pool, sequence: int) -> Tensor:
         found.append(text[0])
     if which == "means":
         found.append(sum(text) / len(text))
+    if which == "sentences":
+        at = SECOND_AT[sequence]
+        first, rest = sum(text[:at]) / at, text[at:]
+        second = sum(rest) / len(rest) if rest else torch.zeros_like(first)
+        found += [first, second, (first - second).abs(), first * second]
     return torch.cat(found)
 
 
 @pytest.mark.parametrize(("stream", "which"), CASES)
-def test_pool_equals_a_loop_over_sequences(stream: StreamName, which: Pool) -> None:
-    batch = batch_of(stream, [4, 1, 9, 2], config_of())
+def test_pool_equals_a_loop_over_sequences(stream: StreamName, which: Pool | TextPool) -> None:
+    batch = two_sentences(stream, batch_of(stream, [4, 1, 9, 2], config_of()))
     encoded = encoded_of(batch)
-    pooled = pool(encoded, which)
+    pooled = pool(encoded, batch, which)
     assert pooled.shape == (4, width_of(which, 24))
     for sequence, got in enumerate(pooled):
         torch.testing.assert_close(got, plain(encoded, batch, which, sequence), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("stream", "which"), CASES)
-def test_pool_of_nothing_keeps_the_graph(stream: StreamName, which: Pool) -> None:
-    pooled = pool(encoded_of(batch_of(stream, [], config_of())), which)
+def test_pool_of_nothing_keeps_the_graph(stream: StreamName, which: Pool | TextPool) -> None:
+    batch = batch_of(stream, [], config_of())
+    pooled = pool(encoded_of(batch), batch, which)
     assert pooled.shape == (0, width_of(which, 24))
     assert pooled.requires_grad
 

@@ -47,6 +47,8 @@ class Batch:
     """Text tokens that must be predicted."""
     targets: Tensor | None = None
     """(X, ...) what a task must predict of each example; null in pretraining and where nothing is known."""
+    second_text_T: Tensor | None = None
+    """bool, True for the tokens of the second of two texts, its [SEP] included; null: no sequence has two."""
 
     @property
     def num_sequences(self) -> int:

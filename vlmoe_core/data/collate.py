@@ -1,6 +1,7 @@
 """From samples to a batch."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,15 @@ def collate(stream: StreamName, samples: Sequence[Sample], image_size: int, num_
         num_masked_patches=int(sum(m.sum() for m in masks)),
         num_masked_words=int(sum((t >= 0).sum() for t in targets)),
         targets=_targets(samples),
+        second_text_T=_second_texts(sequences),
     )
+
+
+def _second_texts(sequences: Sequence[Sample]) -> torch.Tensor | None:
+    if all(s.second_text_at is None for s in sequences):
+        return None
+    pairs = [(len(s.text_ids), s.second_text_at) for s in sequences if s.text_ids is not None]
+    return _concatenate([np.arange(n) >= (n if at is None else at) for n, at in pairs])
 
 
 def _targets(samples: Sequence[Sample]) -> torch.Tensor | None:
@@ -57,5 +66,5 @@ def _stack(arrays: list[NDArray], shape: tuple[int, ...], dtype: type[np.generic
     return torch.from_numpy(np.stack(arrays) if arrays else np.zeros((0, *shape), dtype))
 
 
-def _concatenate(arrays: list[NDArray[np.int64]]) -> torch.Tensor:
+def _concatenate(arrays: list[NDArray[Any]]) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(arrays) if arrays else np.zeros(0, np.int64))

@@ -57,6 +57,8 @@ class Sample:
     """(length,), [CLS] and [SEP] included, already corrupted."""
     text_targets: NDArray[np.int64] | None = None
     """(length,), the original id where it must be predicted, -1 elsewhere."""
+    second_text_at: int | None = None
+    """Place of the first token of the second text; null: there is one text."""
     more_pixels: tuple[NDArray[np.uint8], ...] = ()
     """The pictures behind the first one: each makes a sequence of its own with the same text."""
     target: NDArray[np.generic] | None = None

@@ -65,7 +65,7 @@ class Preparer:
 
     def __call__(self, stream: StreamName, position: int, example: Example, rng: random.Random) -> Sample:
         """The sample of an example. Raises DataError, naming the example, if it is broken."""
-        pixels = mask = ids = targets = None
+        pixels = mask = ids = targets = second_at = None
         more: tuple[NDArray[np.uint8], ...] = ()
         if stream != "text":
             transform = self.transforms[stream]
@@ -73,33 +73,36 @@ class Preparer:
             more = tuple(_decode(example, image, transform, rng) for image in example.more_images)
             mask = self.corruption.image(stream, rng)
         if stream != "image":
-            ids, targets = self._text(stream, example, rng)
+            words, second_at = self._words(stream, example)
+            ids, targets = self._text(stream, words, rng)
         target = self._target(example)
-        return Sample(example.name, position, example.image_id, pixels, mask, ids, targets, more, target)
+        return Sample(example.name, position, example.image_id, pixels, mask, ids, targets, second_at, more, target)
 
     def _text(
-        self, stream: StreamName, example: Example, rng: random.Random
+        self, stream: StreamName, words: list[int], rng: random.Random
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         encoder = self.text_encoder
-        words = self._words(stream, example)
         ids, targets = self.corruption.text([encoder.cls_id, *words, encoder.sep_id], stream, rng)
         missing = max(0, (self.pad_text_to or 0) - len(ids))
         ids, targets = ids + [encoder.pad_id] * missing, targets + [-1] * missing
         return np.array(ids, dtype=np.int64), np.array(targets, dtype=np.int64)
 
-    def _words(self, stream: StreamName, example: Example) -> list[int]:
-        """Token ids between [CLS] and the last [SEP]: one text, or two with a [SEP] between them, cut to fit."""
+    def _words(self, stream: StreamName, example: Example) -> tuple[list[int], int | None]:
+        """Token ids between [CLS] and the last [SEP]: one text, or two with a [SEP] between them, cut to fit.
+
+        And where the second text begins, counted from [CLS]; null: there is none.
+        """
         encoder, room = self.text_encoder, self.max_text[stream] - 2
         if example.text_ids is not None:
-            return _known_ids(example, encoder.vocab_size)[:room]
+            return _known_ids(example, encoder.vocab_size)[:room], None
         if not example.text:
             raise DataError(f"{example.name}: has no text, which the {stream} stream needs")
         first = encoder.encode(example.text)
         if example.second_text is None:
-            return first[:room]
+            return first[:room], None
         second = encoder.encode(example.second_text)
         keep_first, keep_second = shares(len(first), len(second), room - 1)
-        return [*first[:keep_first], encoder.sep_id, *second[:keep_second]]
+        return [*first[:keep_first], encoder.sep_id, *second[:keep_second]], keep_first + 2
 
     def _target(self, example: Example) -> NDArray[np.generic] | None:
         if self.target is None:

@@ -1,6 +1,6 @@
 """What stands on the encoder in a downstream task.
 
-Axis letters: S sequences, L places of a sequence, D width, X examples, F features of an example, A labels.
+Axis letters: T text tokens, S sequences, D width, R groups of tokens, X examples, F features of an example, A labels.
 """
 
 from typing import Literal, TypeVar
@@ -8,6 +8,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from vlmoe_core.data.batch import Batch
 from vlmoe_core.model.block import EPS
 from vlmoe_core.model.encoder import Encoded
 
@@ -15,10 +16,12 @@ Head = TypeVar("Head", bound=nn.Module)
 Pool = Literal["image", "text", "both", "mean", "means"]
 """Which final states speak for a sequence: [CLS] of the image, of the text, both side by side, the mean of the patches,
 or the means of patches and of text tokens side by side."""
+TextPool = Literal["text", "sentences"]
+"""For two sentences: [CLS], or the means of either sentence, their difference and product (arXiv 1705.02364)."""
 
 
-def pool(encoded: Encoded, which: Pool) -> Tensor:
-    """(S, F), F = `width_of`, of a batch in which every sequence has what is asked for."""
+def pool(encoded: Encoded, batch: Batch, which: Pool | TextPool) -> Tensor:
+    """(S, F), F = `width_of`, of a batch in which every sequence has what is asked for, and of its encoding."""
     match which:
         case "image":
             return encoded.image_cls_ID
@@ -30,6 +33,12 @@ def pool(encoded: Encoded, which: Pool) -> Tensor:
             return _mean_of_patches(encoded)
         case "means":
             return torch.cat([_mean_of_patches(encoded), _mean_of_texts(encoded)], dim=-1)
+        case "sentences":
+            return _compared(*_means_of_sentences(encoded, batch))
+
+
+def _compared(first_SD: Tensor, second_SD: Tensor) -> Tensor:
+    return torch.cat([first_SD, second_SD, (first_SD - second_SD).abs(), first_SD * second_SD], dim=-1)
 
 
 def _mean_of_patches(encoded: Encoded) -> Tensor:
@@ -40,16 +49,27 @@ def _mean_of_patches(encoded: Encoded) -> Tensor:
 def _mean_of_texts(encoded: Encoded) -> Tensor:
     """(S, D) mean of the text tokens of each sequence."""
     layout = encoded.layout
-    states_TD = encoded.text_states_TD
-    sequence_T = layout.sequence_T[layout.num_image_tokens :]
-    sums_SD = states_TD.new_zeros(layout.num_sequences, states_TD.shape[1]).index_add(0, sequence_T, states_TD)
-    counts_S = states_TD.new_zeros(layout.num_sequences).index_add(0, sequence_T, torch.ones_like(states_TD[:, 0]))
-    return sums_SD / counts_S[:, None].clamp(min=1)
+    return _means(encoded.text_states_TD, layout.sequence_T[layout.num_image_tokens :], layout.num_sequences)
 
 
-def width_of(which: Pool, dim: int) -> int:
+def _means_of_sentences(encoded: Encoded, batch: Batch) -> tuple[Tensor, Tensor]:
+    """(S, D) mean of the tokens of the first and of the second sentence; zero where there is no second."""
+    second_T = batch.second_text_T
+    sentence_T = torch.zeros_like(batch.sequence_of_text) if second_T is None else second_T.to(torch.int64)
+    means_RD = _means(encoded.text_states_TD, 2 * batch.sequence_of_text + sentence_T, 2 * batch.num_sequences)
+    return means_RD[::2], means_RD[1::2]
+
+
+def _means(states_TD: Tensor, group_T: Tensor, groups: int) -> Tensor:
+    """(groups, D) mean of the states of each group, zero for an empty one."""
+    sums_RD = states_TD.new_zeros(groups, states_TD.shape[1]).index_add(0, group_T, states_TD)
+    counts_R = states_TD.new_zeros(groups).index_add(0, group_T, torch.ones_like(states_TD[:, 0]))
+    return sums_RD / counts_R[:, None].clamp(min=1)
+
+
+def width_of(which: Pool | TextPool, dim: int) -> int:
     """Features of a sequence."""
-    return 2 * dim if which in ("both", "means") else dim
+    return {"both": 2, "means": 2, "sentences": 4}.get(which, 1) * dim
 
 
 class Pooler(nn.Module):

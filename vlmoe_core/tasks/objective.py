@@ -16,7 +16,7 @@ from vlmoe_core.model.encoder import Encoder
 from vlmoe_core.model.paths import freeze_unused
 from vlmoe_core.objectives.balance import Balance
 from vlmoe_core.objectives.loss import Loss, Part
-from vlmoe_core.tasks.heads import Pool, initialise_head, pool
+from vlmoe_core.tasks.heads import Pool, TextPool, initialise_head, pool
 
 LossSum = Callable[[Tensor, Tensor], Tensor]
 """(logits_XA, targets) -> the sum of the loss over the examples."""
@@ -41,7 +41,7 @@ class Choosing(nn.Module):
         name: str,
         stream: StreamName,
         encoder: Encoder,
-        pooling: Pool,
+        pooling: Pool | TextPool,
         head: nn.Module,
         loss: LossSum,
         num_images: int = 1,
@@ -69,7 +69,7 @@ class Choosing(nn.Module):
         if self.training and self.change is not None and batch.targets is not None:
             batch = self.change(batch)
         encoded = self.encoder(batch)
-        features_SF = pool(encoded, self.pooling)
+        features_SF = pool(encoded, batch, self.pooling)
         logits_XA = self.head(features_SF.reshape(-1, self.num_images * features_SF.shape[1]))
         parts = {self.name: self._part(logits_XA, batch)}
         if self.training:

@@ -19,7 +19,7 @@ from vlmoe_core.errors import DataError, UsageError
 from vlmoe_core.model.encoder import Encoder
 from vlmoe_core.tasks.config import ALIASES, TASKS, TaskConfig
 from vlmoe_core.tasks.labels import Labels
-from vlmoe_core.tasks.metrics.intervals import bootstrap
+from vlmoe_core.tasks.metrics.intervals import bootstrap, bootstrap_sum
 from vlmoe_core.tasks.metrics.labels import hits
 
 MOST_RANKED = 5
@@ -57,6 +57,11 @@ class Values:
         low, high = bootstrap(self.values, groups=self.groups)
         return 100 * low, 100 * high
 
+    @property
+    def drawn_together(self) -> NDArray[np.int64]:
+        """(N,) the groups; where each is drawn alone, its number."""
+        return np.arange(len(self.values)) if self.groups is None else self.groups
+
     def part(self, chosen_N: NDArray[np.bool_]) -> "Values":
         """The metric on some of the examples."""
         return Values(self.values[chosen_N], None if self.groups is None else self.groups[chosen_N])
@@ -76,8 +81,22 @@ class Scores:
         found = {name: values.percent for name, values in self.metrics.items()}
         for name, parts in self.totals.items():
             total = sum(found[part] for part in parts)
-            found[name] = total if name == "rsum" else total / len(parts)
+            found[name] = total * _share(name, parts)
         return found
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """The 95 % bootstrap interval of every metric and total, in percent."""
+        found = {name: values.interval() for name, values in self.metrics.items()}
+        for name, parts in self.totals.items():
+            values = [self.metrics[part] for part in parts]
+            low, high = bootstrap_sum([v.values for v in values], [v.drawn_together for v in values])
+            found[name] = 100 * low * _share(name, parts), 100 * high * _share(name, parts)
+        return found
+
+
+def _share(total: str, parts: Sequence[str]) -> float:
+    """What a total's parts count for: `rsum` is their sum, others are means."""
+    return 1 if total == "rsum" else 1 / len(parts)
 
 
 class Task(ABC):

@@ -265,12 +265,10 @@ def report(
         "split": asked.split,
         "n": len(evaluated.records),
         "metrics": scores.percents(),
-        "intervals": {name: values.interval() for name, values in scores.metrics.items()},
+        "intervals": scores.intervals(),
         "baselines": {one.name: one.scores.percents() for one in found}
         | ({"chance": dict(chance)} if (chance := task.chance(evaluated.records)) else {}),
-        "baseline_intervals": {
-            one.name: {name: values.interval() for name, values in one.scores.metrics.items()} for one in found
-        },
+        "baseline_intervals": {one.name: one.scores.intervals() for one in found},
         "broken": evaluated.broken,
     }
 

@@ -60,11 +60,14 @@ def test_repaired_is_collating_the_new_pairs(images: list[int], texts: list[int]
 def test_the_encoder_reads_new_pairs_as_such() -> None:
     encoder: Encoder = objective_of("retrieval", moe=SPARSE).encoder.eval()
     batch = pairs_with(PICTURES)
-    got = encoder(repaired(batch, torch.tensor([3, 1]), torch.tensor([0, 2])))
+    new = repaired(batch, torch.tensor([3, 1]), torch.tensor([0, 2]))
+    states = encoder(new)
     for number, (image, text) in enumerate([(3, 0), (1, 2)]):
         samples = samples_with(PICTURES)
         one = collate_of("pair", [replace(samples[text], pixels=samples[image].pixels)], config_of())
-        torch.testing.assert_close(pool(got, "both")[number], pool(encoder(one), "both")[0], rtol=0, atol=1e-10)
+        torch.testing.assert_close(
+            pool(states, new, "both")[number], pool(encoder(one), one, "both")[0], rtol=0, atol=1e-10
+        )
 
 
 def unit(rng: np.random.Generator, count: int, width: int = 24) -> Tensor:
@@ -110,7 +113,7 @@ def test_without_another_picture_true_pairs_alone_are_judged(pictures: list[int]
     seen = inputs_of(objective)
     loss = objective(batches)
     assert loss.parts["itm"].count == objective.counts(batches)["itm"] == seen[2].num_sequences == judged
-    logs = torch.log_softmax(objective.match(pool(objective.encoder(seen[2]), objective.config.pool)), -1)
+    logs = torch.log_softmax(objective.match(pool(objective.encoder(seen[2]), seen[2], objective.config.pool)), -1)
     true = len(pictures)
     wanted = -(logs[:true, 1].sum() + logs[true:, 0].sum()).item()
     assert loss.parts["itm"].sum.item() == pytest.approx(wanted, rel=1e-10, abs=1e-12)
@@ -170,7 +173,7 @@ def test_losses_by_their_formulas(name: str) -> None:
     unit_vectors: tuple[Tensor, Tensor] = objective.contrast(images, texts)
     itc = contrast(*unit_vectors, pairs.image_ids, objective.contrast.scale, over_ranks=False)
     assert loss.parts["itc"].sum.item() == pytest.approx(itc.item(), rel=1e-10)
-    logs = torch.log_softmax(objective.match(pool(objective.encoder(seen[2]), objective.config.pool)), -1)
+    logs = torch.log_softmax(objective.match(pool(objective.encoder(seen[2]), seen[2], objective.config.pool)), -1)
     wanted = -(logs[:5, 1].sum() + logs[5:, 0].sum()).item()
     assert loss.parts["itm"].sum.item() == pytest.approx(wanted, rel=1e-10)
     assert {n: (p.count, p.weight, p.streams) for n, p in loss.parts.items()} == {
@@ -254,7 +257,7 @@ def test_recalls_by_brute_force() -> None:
     assert 0 < wanted["tr@1"] < wanted["tr@10"]
     groups = scores.metrics["ir@1"].groups
     assert groups is not None and groups.tolist() == gallery_of(records, answers).image_of_text_M.tolist()
-    assert scores.metrics["tr@1"].groups is None
+    assert scores.metrics["tr@1"].drawn_together.tolist() == list(range(len(set(IDS))))
 
 
 def test_whole_folds_are_scored_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,6 +312,15 @@ def test_reranked_scores_keep_the_first_ones_beside_them() -> None:
     assert both.percents() == pytest.approx(wanted)
     assert next(iter(both.metrics)) == "tr@1"
     assert with_reranked(scores(0.8, "tr@1"), None).percents() == pytest.approx({"tr@1": 80, "mean": 80, "rsum": 80})
+
+
+def test_sum_and_mean_have_intervals() -> None:
+    scores = open_task(Config()).score(*split(IDS))
+    found = scores.intervals()
+    (low, high), six = found["rsum"], scores.totals["rsum"]
+    assert found["mean"] == pytest.approx((low / 6, high / 6))
+    assert low < scores.percents()["rsum"] < high
+    assert sum(found[name][0] for name in six) - 1e-9 <= low < high <= sum(found[name][1] for name in six) + 1e-9
 
 
 def test_read_parts_the_two_vectors() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vlmoe_core.errors import DataError
 from vlmoe_core.tasks.metrics import intervals
-from vlmoe_core.tasks.metrics.intervals import bootstrap, paired_test
+from vlmoe_core.tasks.metrics.intervals import bootstrap, bootstrap_sum, paired_test
 
 
 @pytest.fixture
@@ -59,6 +59,27 @@ def test_five_equal_captions_are_one_picture(rng):
     clustered = bootstrap(right.repeat(5), images.repeat(5))
     assert clustered == pytest.approx(bootstrap(right))
     assert np.ptp(bootstrap(right.repeat(5))) < 0.6 * np.ptp(clustered)
+
+
+def test_the_interval_of_a_sum_against_every_resample():
+    """Three pictures, six captions of different numbers a picture, two metrics: every draw of three pictures."""
+    images, image_groups = [1.0, 0.0, 1.0], [7, 3, 5]
+    texts, text_groups = [1.0, 0.0, 0.0, 1.0, 1.0, 0.0], [7, 7, 7, 5, 5, 3]
+    sums = []
+    for drawn in product([7, 3, 5], repeat=3):
+        a = [v for g in drawn for v, own in zip(images, image_groups, strict=True) if own == g]
+        b = [v for g in drawn for v, own in zip(texts, text_groups, strict=True) if own == g]
+        sums.append(sum(a) / len(a) + sum(b) / len(b))
+    wanted = np.quantile(sums, (0.1, 0.9))
+    got = bootstrap_sum([images, texts], [image_groups, text_groups], level=0.8, samples=20_000)
+    assert got == pytest.approx(wanted, abs=0.02)
+
+
+def test_the_sum_of_one_metric_is_the_metric(rng):
+    values, groups = rng.random(40), rng.integers(0, 9, 40)
+    assert bootstrap_sum([values], [groups]) == bootstrap(values, groups)
+    twice = bootstrap_sum([values, values], [groups, groups])
+    assert twice == pytest.approx([2 * end for end in bootstrap(values, groups)])
 
 
 def test_a_group_each_is_no_group(rng):

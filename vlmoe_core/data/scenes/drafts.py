@@ -90,11 +90,12 @@ def statements(world: World, number: int, each: int) -> Iterator[Draft]:
     for which in range(each):
         pair, sentence = divmod(which, PAIRS_A_SET)
         name = f"{world.split}-{number}-{pair}-{sentence}"
+        said = found.sentences[sentence]
         facts: dict[str, Any] = {"id": name, "label": str(found.label(pair, sentence))}
+        facts["statement_type"] = said.statement_type
         facts["scenes"] = tuple(scene.as_facts() for scene in found.pairs[pair])
         image_id = number * PAIRS_A_SET + pair
-        text = found.sentences[sentence].text
-        yield Draft(Example(f"scenes/{world.seed}/{name}", None, text, image_id, facts), found.pairs[pair])
+        yield Draft(Example(f"scenes/{world.seed}/{name}", None, said.text, image_id, facts), found.pairs[pair])
 
 
 def classes(world: World, number: int, each: int) -> Iterator[Draft]:

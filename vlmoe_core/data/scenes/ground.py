@@ -23,6 +23,14 @@ TONE_COLOURS: Mapping[str, tuple[int, int, int]] = {
     "moss": (140, 148, 128),
 }
 
+
+def is_dark(ground: Ground) -> bool:
+    """True for the tones slate and moss: darker than all others, whatever the texture makes of them."""
+    return sum(TONE_COLOURS[ground.tone]) < 3 * _DARK
+
+
+_DARK = 155
+"""Mean of the channels below which a tone is dark, of 255."""
 _FULL = 256
 """Weight at which only the second shade is left."""
 _CONTRAST = 26

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vlmoe_core.data.example import Example, Record
 from vlmoe_core.model.encoder import Encoder
 from vlmoe_core.tasks.config import TaskConfig
-from vlmoe_core.tasks.heads import Pooler
+from vlmoe_core.tasks.heads import Pooler, TextPool, width_of
 from vlmoe_core.tasks.labels import Labels
 from vlmoe_core.tasks.objective import Choosing, cross_entropy
 from vlmoe_core.tasks.task import (
@@ -35,6 +35,8 @@ class Config(TaskConfig):
 
     name: Literal["nli"] = "nli"
     """Natural-language inference."""
+    pool: TextPool = "text"
+    """[CLS], or what either sentence's mean, their difference and product tell (stronger where data are few)."""
 
 
 class NLI(Task):
@@ -58,10 +60,10 @@ class NLI(Task):
         return label_target(example, labels, training)
 
     def build(self, encoder: Encoder, labels: Labels) -> nn.Module:
-        """Pooler on [CLS] and a linear map (BERT, arXiv 1810.04805)."""
-        dim = encoder.config.dim
-        head = nn.Sequential(Pooler(dim, dim), nn.Linear(dim, len(labels.names)))
-        return Choosing("nli", "text", encoder, "text", head, cross_entropy)
+        """Pooler and a linear map (BERT, arXiv 1810.04805)."""
+        dim, which = encoder.config.dim, self.config.pool
+        head = nn.Sequential(Pooler(width_of(which, dim), dim), nn.Linear(dim, len(labels.names)))
+        return Choosing("nli", "text", encoder, which, head, cross_entropy)
 
     def read(self, outputs_XF: Tensor, labels: Labels) -> list[Ranked]:
         """The labels with their probabilities."""

@@ -22,6 +22,7 @@ from vlmoe_core.tasks.task import (
     Scores,
     Task,
     Values,
+    by_fact,
     label_hits,
     label_target,
     picture_groups,
@@ -81,14 +82,17 @@ class NLVR2(Task):
     def score(self, records: Sequence[Record], answers: Sequence[Ranked]) -> Scores:
         """Accuracy, and consistency: the share of sentences that are right for all of their pairs (lil-lab/nlvr).
 
-        Accuracy alone where an identifier does not name the statement, as in VLMo's tables.
+        No consistency where an identifier does not name the statement, as in VLMo's tables. And the accuracy of each
+        type of statement where the data tell it.
         """
         right = label_hits(records, answers)
         statements = [s for r in records if (s := statement_of(str(r.facts.get("id", "")))) is not None]
         if len(statements) < len(records):
-            return Scores({"accuracy": Values(right, picture_groups(records))})
-        accuracy = Values(right, np.unique(statements, return_inverse=True)[1])
-        return Scores({"accuracy": accuracy, "consistency": Values(consistent(statements, right.tolist()))})
+            found = {"accuracy": Values(right, picture_groups(records))}
+        else:
+            accuracy = Values(right, np.unique(statements, return_inverse=True)[1])
+            found = {"accuracy": accuracy, "consistency": Values(consistent(statements, right.tolist()))}
+        return Scores(found | by_fact("statement", found["accuracy"], records, "statement_type"))
 
     def write_submission(self, records: Sequence[Record], answers: Sequence[Ranked], path: Path) -> None:
         """A csv of identifier and prediction."""

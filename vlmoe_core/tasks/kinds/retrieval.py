@@ -88,7 +88,7 @@ class Matching(nn.Module):
             detached = (image_XD.detach(), text_XD.detach())
             batches["pair"] = self._with_negatives(pairs, *detached) if has_negatives else pairs
             encoded["pair"] = self.encoder(batches["pair"])
-            itm = self._matching(encoded["pair"], pairs.num_examples)
+            itm = self._matching(encoded["pair"], batches["pair"], pairs.num_examples)
             parts["itm"] = Part(itm, judged, self.config.itm_weight, ("pair",))
         parts |= self.balance.parts(batches, {stream: one.routed for stream, one in encoded.items()})
         return _loss(parts, encoded, image_XD, text_XD)
@@ -123,7 +123,7 @@ class Matching(nn.Module):
 
     def match_logits(self, batch: Batch) -> Tensor:
         """(S, 2) logits that image and text of each sequence don't match, and that they do."""
-        logits_S2: Tensor = self.match(pool(self.encoder(batch), self.config.pool)).float()
+        logits_S2: Tensor = self.match(pool(self.encoder(batch), batch, self.config.pool)).float()
         return logits_S2
 
     def embed_images(self, images: Batch) -> Tensor:
@@ -138,9 +138,9 @@ class Matching(nn.Module):
         itc = contrast(image_XD, text_XD, pairs.image_ids, self.contrast.scale, over_ranks=self.training)
         return Part(itc, pairs.num_examples, self.config.itc_weight, ("pair",))
 
-    def _matching(self, encoded: Encoded, num_pairs: int) -> Tensor:
+    def _matching(self, encoded: Encoded, batch: Batch, num_pairs: int) -> Tensor:
         """The sum of the cross-entropies of the true pairs, which come first, and of the false ones."""
-        logits_S2 = self.match(pool(encoded, self.config.pool))
+        logits_S2 = self.match(pool(encoded, batch, self.config.pool))
         logits_S2 = logits_S2.to(torch.promote_types(logits_S2.dtype, torch.float32))
         true_S = (torch.arange(logits_S2.shape[0], device=logits_S2.device) < num_pairs).to(torch.int64)
         return F.cross_entropy(logits_S2, true_S, reduction="sum")
@@ -312,9 +312,9 @@ def gallery_of(records: Sequence[Record], answers: Sequence[Embedded]) -> Galler
 
 
 def recall_scores(ranks: Ranks, gallery: Gallery) -> Scores:
-    """Recalls at 1, 5 and 10 both ways, their mean and sum. Captions of one picture are drawn together."""
-    metrics = {f"tr@{k}": Values((ranks.image_to_text < k).astype(np.float64)) for k in CUTS}
-    captions = gallery.image_of_text_M
+    """Recalls at 1, 5 and 10 both ways, their mean and sum. A picture and its captions are drawn together."""
+    captions, pictures = gallery.image_of_text_M, np.arange(len(gallery.image_ND))
+    metrics = {f"tr@{k}": Values((ranks.image_to_text < k).astype(np.float64), pictures) for k in CUTS}
     metrics |= {f"ir@{k}": Values((ranks.text_to_image < k).astype(np.float64), captions) for k in CUTS}
     names = tuple(metrics)
     return Scores(metrics, {"mean": names, "rsum": names})

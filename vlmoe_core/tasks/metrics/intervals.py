@@ -32,12 +32,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Units:
-    """What is drawn as one: an example or a group. Equal units stand here once, with their number."""
+    """What is drawn as one: an example or a group, with its part in M metrics. Equal units stand here once."""
 
     sums: NDArray[np.float64]
-    """Sum of the values of the unit (U,)."""
+    """Sum of the values of the unit (U, M)."""
     sizes: NDArray[np.float64]
-    """Number of its examples (U,)."""
+    """Number of its examples (U, M)."""
     counts: NDArray[np.int64]
     """How many such units there are (U,)."""
 
@@ -51,14 +51,34 @@ def bootstrap(
     over the examples of those drawn. The same seed gives the same interval, in whatever order the examples are.
     DataError if there is no value, or not one group for each.
     """
-    units = _units(_numbers(values), groups)
+    numbers = _numbers(values)
+    return _interval(_units([numbers], [np.arange(len(numbers)) if groups is None else groups]), seed, samples, level)
+
+
+def bootstrap_sum(
+    values: Sequence[ArrayLike],
+    groups: Sequence[Groups],
+    *,
+    seed: int = 0,
+    samples: int = 2000,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile interval (low, high) of the sum of the means of M metrics on the same groups, drawn for all at once.
+
+    Each metric may have values of its own (pictures, captions); its groups (N,) tell which of them belong together.
+    DataError if a metric has no value, or not one group for each.
+    """
+    return _interval(_units([_numbers(v) for v in values], groups), seed, samples, level)
+
+
+def _interval(units: _Units, seed: int, samples: int, level: float) -> tuple[float, float]:
     shares = units.counts / units.counts.sum()
     rng = np.random.default_rng(seed)
-    means = []
+    sums = []
     for rows in _chunks(samples, len(shares)):
         drawn = rng.multinomial(units.counts.sum(), shares, size=rows)
-        means.append((drawn @ units.sums) / (drawn @ units.sizes))
-    low, high = np.quantile(np.concatenate(means), ((1 - level) / 2, (1 + level) / 2))
+        sums.append(((drawn @ units.sums) / (drawn @ units.sizes)).sum(axis=1))
+    low, high = np.quantile(np.concatenate(sums), ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)
 
 
@@ -81,7 +101,8 @@ def paired_test(
         raise DataError(f"{len(first)} and {len(second)} examples can't be paired: evaluate both on the same ones")
     difference = first - second
     interval = bootstrap(difference, groups, seed=seed, samples=samples, level=level)
-    p_value = _sign_flip(_units(difference, groups), seed, samples)
+    flipped = _units([difference], [np.arange(len(difference)) if groups is None else groups])
+    p_value = _sign_flip(flipped, seed, samples)
     return Comparison(float(difference.mean()), interval, p_value)
 
 
@@ -92,31 +113,33 @@ def _numbers(values: ArrayLike) -> NDArray[np.float64]:
     return numbers
 
 
-def _units(values: NDArray[np.float64], groups: Groups | None) -> _Units:
-    sums, sizes = values, np.ones_like(values)
-    if groups is not None:
-        if len(groups) != len(values):
-            raise DataError(f"{len(values)} values but {len(groups)} groups: give one for each")
-        _, group_N = np.unique(np.asarray(groups), return_inverse=True)
-        sums, sizes = _totals(values, group_N), _totals(sizes, group_N)
+def _units(values: Sequence[NDArray[np.float64]], groups: Sequence[Groups]) -> _Units:
+    for own, names in zip(values, groups, strict=True):
+        if len(names) != len(own):
+            raise DataError(f"{len(own)} values but {len(names)} groups: give one for each")
+    names_G, number_N = np.unique(np.concatenate([np.asarray(names) for names in groups]), return_inverse=True)
+    numbers = np.split(number_N, np.cumsum([len(own) for own in values])[:-1])
+    sums = [_totals(own, n, len(names_G)) for own, n in zip(values, numbers, strict=True)]
+    sizes = [_totals(np.ones_like(own), n, len(names_G)) for own, n in zip(values, numbers, strict=True)]
     # Rounded, so that 0.9 - 0.6 and 0.3 are one value.
-    pairs, counts = np.unique(np.stack((sums.round(12), sizes), axis=1), axis=0, return_counts=True)
-    return _Units(pairs[:, 0], pairs[:, 1], counts)
+    rows, counts = np.unique(np.stack((*np.round(sums, 12), *sizes), axis=1), axis=0, return_counts=True)
+    return _Units(rows[:, : len(values)], rows[:, len(values) :], counts)
 
 
-def _totals(values: NDArray[np.float64], group_N: NDArray[np.int64]) -> NDArray[np.float64]:
-    return np.bincount(group_N, weights=values).astype(np.float64)
+def _totals(values: NDArray[np.float64], group_N: NDArray[np.int64], groups: int) -> NDArray[np.float64]:
+    return np.bincount(group_N, weights=values, minlength=groups).astype(np.float64)
 
 
 def _sign_flip(units: _Units, seed: int, samples: int) -> float:
     rng = np.random.default_rng(seed)
-    observed = abs(float(units.counts @ units.sums))
+    sums = units.sums[:, 0]
+    observed = abs(float(units.counts @ sums))
     # Sums that differ by rounding only are equally far.
-    as_far = observed - 1e-9 * float(units.counts @ np.abs(units.sums))
+    as_far = observed - 1e-9 * float(units.counts @ np.abs(sums))
     further = 0
     for rows in _chunks(samples, len(units.counts)):
         positive = rng.binomial(units.counts, 0.5, size=(rows, len(units.counts)))
-        further += int((np.abs((2 * positive - units.counts) @ units.sums) >= as_far).sum())
+        further += int((np.abs((2 * positive - units.counts) @ sums) >= as_far).sum())
     return (1 + further) / (1 + samples)
 
 

@@ -82,7 +82,7 @@ def _has_ground(word: str, part: Statement) -> Feature:
 
 def _feature(scene: Scene, dice: Dice) -> Feature:
     """Something that this picture has: its background, light or dark, an object's colour, or more of an object."""
-    if dice.chance(0.4):
+    if dice.chance(0.5):
         return _has_ground("dark" if is_dark(scene.ground) else "light", DarkGround(is_dark(scene.ground)))
     if dice.chance(0.3):
         return _has_ground(scene.ground.texture, OnGround(scene.ground.texture))
@@ -206,19 +206,19 @@ class StatementType:
 
 
 STATEMENT_TYPES = (
-    StatementType("darker", _darker, 40),
-    StatementType("total", _total, 40),
-    StatementType("largest", _largest, 20),
-    StatementType("one side", _one_side, 5),
+    StatementType("darker", _darker, 30),
+    StatementType("total", _total, 12),
+    StatementType("largest", _largest, 6),
+    StatementType("one side", _one_side, 16),
     StatementType("only side", _only_side, 3),
-    StatementType("exactly one", _exactly_one, 2),
-    StatementType("both", _both, 4),
+    StatementType("exactly one", _exactly_one, 6),
+    StatementType("both", _both, 10),
     StatementType("neither", _neither, 3),
     StatementType("compare", _compare, 4),
     StatementType("together", _together),
     StatementType("grounds", _grounds),
 )
-"""All that is said of two pictures. Comparisons of whole pictures come most.
+"""All that is said of two pictures. What whole pictures show comes most.
 
 Of what is said of single things a small model learns nothing in its first thousands of steps: so many words and looks
 must each be met together before any of them helps.

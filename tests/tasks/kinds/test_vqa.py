@@ -1,5 +1,6 @@
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.model.support import VOCAB, collate_of, config_of, samples_of
 from tests.tasks.support import example, ranked, record
 from vlmoe_core.errors import DataError, UsageError
+from vlmoe_core.model.encoder import Encoder
 from vlmoe_core.tasks.kinds.vqa import VQA, Config, open_task, read_answers
 from vlmoe_core.tasks.labels import Labels
 from vlmoe_core.tasks.metrics.vqa import vqa_accuracy
@@ -216,3 +219,13 @@ def test_baselines_learn_the_most_common_answer() -> None:
     assert truth(example(answer="red", answers=TEN)) == "red"
     assert truth(record(0, scores={"a": 0.3, "b": 1.0})) == "b"
     assert truth(example(scores={})) is None and truth(example()) is None
+
+
+@pytest.mark.parametrize("answers", [1, 2, 50])
+def test_every_answer_begins_with_a_probability_of_one_in_all(answers: int) -> None:
+    labels = Labels(tuple(f"answer {n}" for n in range(answers)))
+    encoder = Encoder(config_of(), VOCAB)
+    objective = open_task(Config()).build(encoder, labels)
+    shown = [replace(sample, target=None) for sample in samples_of("pair", [4, 2, 6], config_of())]
+    outputs = objective({"pair": collate_of("pair", shown, config_of())}).outputs
+    torch.testing.assert_close(outputs.sigmoid(), torch.full((3, answers), 1 / max(2, answers)), rtol=0.3, atol=0)

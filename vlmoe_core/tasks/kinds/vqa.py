@@ -4,6 +4,7 @@ Axis letter: A answers.
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -99,10 +100,17 @@ class VQA(Task):
         return target_A
 
     def build(self, encoder: Encoder, labels: Labels) -> nn.Module:
-        """Pooler and two-layer head over the answers (VLMo, BEiT-3)."""
+        """Pooler and two-layer head over the answers (VLMo, BEiT-3).
+
+        Every answer begins with a probability of one in A. From one half, the first steps do nothing but push all logits
+        down, through the pooler too, which is then saturated for good where answers are many and steps few.
+        """
         dim = encoder.config.dim
-        head = nn.Sequential(Pooler(width_of(self.config.pool, dim), dim), MLPHead(dim, dim, len(labels.names)))
-        return Choosing("vqa", "pair", encoder, self.config.pool, head, binary_cross_entropy)
+        last = MLPHead(dim, dim, len(labels.names))
+        head = nn.Sequential(Pooler(width_of(self.config.pool, dim), dim), last)
+        objective = Choosing("vqa", "pair", encoder, self.config.pool, head, binary_cross_entropy)
+        nn.init.constant_(last.out.bias, -math.log(max(1, len(labels.names) - 1)))
+        return objective
 
     def read(self, outputs_XF: Tensor, labels: Labels) -> list[Ranked]:
         """The most probable answers; each answer has a probability of its own."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.benchmarks import common, loader, moe_layer, peers, pretrain_step, startup
+from tests.benchmarks import common, loader, moe_layer, peers, pretrain_step, route_trace, startup
 from tests.benchmarks.workload import CAPTIONS_OF_LENGTH, caption_lengths, make_batch, make_model, num_tokens
 from vlmoe_core.errors import UsageError
 
@@ -83,6 +83,20 @@ def test_loader(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_startup(capsys: pytest.CaptureFixture[str]) -> None:
     run_quick(startup, capsys)
+
+
+def test_route_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = run_quick(route_trace, capsys)
+    assert figures["traced_over_plain"] == pytest.approx(figures["traced_s"] / figures["plain_s"], rel=0.02)
+    # 2 images of 65 tokens, alone and in pairs; texts of 96 and 128 tokens; two captions.
+    assert 4 * 65 + 224 + 2 * 4 <= figures["tokens"] <= 4 * 65 + 224 + 2 * 64
+
+
+def test_the_full_route_trace_has_the_sizes_of_a_recipe() -> None:
+    config = route_trace.make_config(route_trace.FULL, top_k=1)
+    assert (config.dim, config.layers, config.patch_size, config.image_size) == (384, 8, 16, 224)
+    assert config.moe.vision == config.moe.text and config.moe.vision is not None
+    assert (config.moe.vision.num_experts, config.sparse_layers("text")) == (16, (1, 3, 5, 7))
 
 
 def test_moe_layer(capsys: pytest.CaptureFixture[str]) -> None:

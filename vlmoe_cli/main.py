@@ -11,7 +11,19 @@ from typing import Annotated
 
 import typer
 
-from vlmoe_cli import bench, checkpoint, data, env, evaluate, finetune, predict, pretrain, recipes, validate
+from vlmoe_cli import (
+    bench,
+    checkpoint,
+    data,
+    env,
+    evaluate,
+    finetune,
+    predict,
+    pretrain,
+    recipes,
+    route_stats,
+    validate,
+)
 from vlmoe_cli.errors import DEBUG_VARIABLE, guarded, show_tracebacks
 from vlmoe_cli.options import examples, group
 
@@ -38,6 +50,7 @@ app.command(
 )(pretrain.pretrain)
 app.command(epilog=examples(*finetune.EXAMPLES))(finetune.finetune)
 app.command(name="eval", epilog=examples(*evaluate.EXAMPLES))(evaluate.evaluate)
+app.command(name="route-stats", epilog=examples(*route_stats.EXAMPLES))(route_stats.route_stats)
 app.command(epilog=examples(*validate.EXAMPLES))(validate.validate)
 app.add_typer(data.app, name="data")
 app.add_typer(predict.app, name="predict")

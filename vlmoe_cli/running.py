@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vlmoe_core.recipe.load import LoadedRecipe
+    from vlmoe_core.train.reporter import Reporter
     from vlmoe_core.train.run import Outcome
 
 
 def run_here(loaded: "LoadedRecipe", out: Path | None, resume: str | None, overwrite: bool) -> "Outcome":
     """Run a recipe in this process, with its progress on stderr."""
     from vlmoe_cli.progress import progress
+    from vlmoe_core.analysis.routing.watch import watch_routing
     from vlmoe_core.recipe.catalogue import expected_time
     from vlmoe_core.train.run import run_training
     from vlmoe_core.train.session import RunOptions
@@ -18,7 +20,22 @@ def run_here(loaded: "LoadedRecipe", out: Path | None, resume: str | None, overw
     with progress() as reporter:
         if said := expected_time(loaded.text):
             reporter.note(f"expected time: {said}")
-        return run_training(loaded, RunOptions(out, resume, overwrite), reporter)
+        outcome = run_training(loaded, RunOptions(out, resume, overwrite), reporter, watch_routing)
+        if outcome.is_main and outcome.finished:
+            _report(outcome.folder, reporter)
+        return outcome
+
+
+def _report(folder: Path, reporter: "Reporter") -> None:
+    """Show what the experts do; a run that is done does not fail for that."""
+    from vlmoe_core.analysis.routing.files import report_on
+    from vlmoe_core.errors import VlmoeError
+
+    try:
+        if (report := report_on(folder)) is not None:
+            reporter.note(f"what the experts do: {report}")
+    except VlmoeError as error:
+        reporter.note(f"no report of the routing: {error}")
 
 
 def run_arguments(

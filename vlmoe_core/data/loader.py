@@ -52,6 +52,12 @@ class MicroBatches(Dataset[MicroBatch]):
     recorded: bool = False
     """Whether micro-batches carry the records of their examples."""
 
+    @property
+    def num_micros(self) -> int:
+        """Micro-batches of held-out data: of the stream that has the most of them."""
+        counts = [-(-min(self.limit or 0, s.epoch) // self.sizes[n]) for n, s in self.streams.items()]
+        return max(counts, default=0)
+
     def __getitem__(self, number: int) -> MicroBatch:
         """The micro-batch of that number."""
         drawn = Drawn()

@@ -96,6 +96,11 @@ class TextTokenizer:
             raise TokenizerError(f"no token has the id {token_id}; this tokenizer's ids are 0 to {self.vocab_size - 1}")
         return token
 
+    @property
+    def pieces(self) -> list[str]:
+        """The spelling of every token, by id."""
+        return [self.id_to_token(token_id) for token_id in range(self.vocab_size)]
+
     def token_to_id(self, token: str) -> int | None:
         """The id of a token by its spelling; None if there is no such token."""
         token_id: int | None = self._tokenizer.token_to_id(token)

@@ -18,6 +18,11 @@ HELD_OUT_DRAWS = 1
 """Seed of what is drawn in evaluation."""
 
 
+def draw_as_held_out(number: int) -> None:
+    """Seed what is drawn in the evaluation of a micro-batch: the same each time."""
+    torch.manual_seed(derive_key(HELD_OUT_DRAWS, number) >> 1)
+
+
 class Answers:
     """What a model answers to the examples of a task, and what is true of them."""
 
@@ -62,7 +67,7 @@ def evaluate(
     sums: dict[str, Tensor] = {}
     weights: dict[str, float] = {}
     for micro in micros:
-        torch.manual_seed(derive_key(HELD_OUT_DRAWS, micro.number) >> 1)
+        draw_as_held_out(micro.number)
         loss = objective({s: b.to(device) for s, b in micro.batches.items()})
         for name, part in loss.parts.items():
             total = part.sum.to(wide_dtype(device))

@@ -2,13 +2,15 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from torch import nn
 
 from vlmoe_core.checkpoint.layout import prune
 from vlmoe_core.checkpoint.metrics import metrics_offset
@@ -18,6 +20,7 @@ from vlmoe_core.data.config import STREAMS
 from vlmoe_core.data.example import Record
 from vlmoe_core.data.loader import MicroBatch
 from vlmoe_core.errors import DataError, TrainError
+from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.recipe.load import LoadedRecipe, dump_recipe
 from vlmoe_core.tasks.task import Task, open_task
 from vlmoe_core.train.evaluate import Answers, evaluate, unigram_baseline
@@ -52,28 +55,49 @@ class Outcome:
     """This is rank 0."""
 
 
-def run_training(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) -> Outcome:
+Figures = Callable[[], Mapping[str, float]]
+"""Tells what belongs to a line of metrics; every rank asks."""
+
+
+class Watch(Protocol):
+    """Looks on while the objective is evaluated."""
+
+    def __call__(self, objective: nn.Module, recipe: Recipe) -> AbstractContextManager[Figures]:
+        """Around one evaluation."""
+        ...
+
+
+@contextmanager
+def watch_nothing(objective: nn.Module, recipe: Recipe) -> Iterator[Figures]:
+    """No figures."""
+    yield dict
+
+
+def run_training(
+    loaded: LoadedRecipe, options: RunOptions, reporter: Reporter, watch: Watch = watch_nothing
+) -> Outcome:
     """Run a recipe to its end, or until SIGINT or SIGTERM, which end it after the step with a checkpoint.
 
     Args:
         loaded: the recipe.
         options: folder, resume, overwrite.
         reporter: is told of all that happens; only rank 0's is.
+        watch: looks on while held-out examples are evaluated, and adds to their line of metrics.
 
     Raises:
         VlmoeError: see `open_session`; TrainError when a loss is not finite.
     """
-    outcome = _train(loaded, options, reporter)
+    outcome = _train(loaded, options, reporter, watch)
     end_processes()
     return outcome
 
 
-def _train(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) -> Outcome:
+def _train(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter, watch: Watch) -> Outcome:
     start = time.monotonic()
     session = open_session(loaded, options, reporter)
     try:
         with Interrupt() as interrupt:
-            broken = Trainer(session, reporter).fit(interrupt)
+            broken = Trainer(session, reporter, watch).fit(interrupt)
     finally:
         for tracker in session.accelerator.trackers:
             tracker.finish()
@@ -86,8 +110,8 @@ def _train(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) -> Out
 class Trainer:
     """The loop: steps, metrics, held-out evaluations, checkpoints."""
 
-    def __init__(self, session: Session, reporter: Reporter) -> None:
-        self.session, self.recipe = session, session.recipe
+    def __init__(self, session: Session, reporter: Reporter, watch: Watch = watch_nothing) -> None:
+        self.session, self.recipe, self.watch = session, session.recipe, watch
         self.reporter = reporter if session.accelerator.is_main_process else Reporter()
         self.metrics = MetricsLog(session.folder.metrics, session.accelerator)
         self.stepper = Stepper(
@@ -170,7 +194,9 @@ class Trainer:
         broken: list[str] = []
         health = RouterHealth()
         answers = Answers(self.task, session.tokenizers.labels) if self.task else None
-        record = evaluate(session.objective, _noting(session.eval_micros(), broken), device, health, answers)
+        micros = _noting(session.eval_micros(), broken)
+        with self.watch(session.objective, self.recipe) as figures:
+            record = evaluate(session.objective, micros, device, health, answers) | dict(figures())
         if with_baseline:
             self._tell_capacity(health, "evaluation")
         if with_baseline and self.task is None:

@@ -1,6 +1,5 @@
 """What a run works with: processes, folder, tokenizers, objective, optimiser, data."""
 
-import math
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -76,16 +75,13 @@ class Session:
 
     def eval_micros(self) -> Iterator[MicroBatch]:
         """This rank's share of the held-out examples; at least one micro-batch, which may be empty."""
-        return self._load(self.eval_data, 0, max(self._num_eval(), self.accelerator.num_processes))
+        return self._load(self.eval_data, 0, max(self.eval_data.num_micros, self.accelerator.num_processes))
 
     def baseline_micros(self) -> Iterator[MicroBatch]:
         """This rank's share of the training examples from which word and code frequencies are counted."""
-        return self._load(self.train_data, 0, max(BASELINE_EXAMPLES * self._num_eval(), self.accelerator.num_processes))
-
-    def _num_eval(self) -> int:
-        data = self.eval_data
-        counts = [math.ceil(min(data.limit or 0, s.epoch) / data.sizes[n]) for n, s in data.streams.items()]
-        return max(counts, default=0)
+        return self._load(
+            self.train_data, 0, max(BASELINE_EXAMPLES * self.eval_data.num_micros, self.accelerator.num_processes)
+        )
 
     def _load(self, data: MicroBatches, first: int, last: int) -> Iterator[MicroBatch]:
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index

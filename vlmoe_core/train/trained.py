@@ -74,6 +74,15 @@ def newest_pretrained(stream: StreamName, runs: Path = RUNS) -> Path:
     )
 
 
+def newest_sparse(runs: Path = RUNS) -> Path:
+    """The run under `runs` that finished last and has sparse layers; errors likewise."""
+    return _newest(
+        runs,
+        lambda recipe: bool(recipe.model.pools),
+        "has experts; make one with 'vlmoe pretrain quickstart/pretrain'",
+    )
+
+
 def newest_finetuned(task: str, runs: Path = RUNS) -> Path:
     """The run under `runs` that finished last and was finetuned on a task; errors likewise."""
     return _newest(

@@ -102,8 +102,8 @@ class VQA(Task):
     def build(self, encoder: Encoder, labels: Labels) -> nn.Module:
         """Pooler and two-layer head over the answers (VLMo, BEiT-3).
 
-        Every answer begins with a probability of one in A. From one half, the first steps do nothing but push all logits
-        down, through the pooler too, which is then saturated for good where answers are many and steps few.
+        Every answer begins with a probability of one in A. From one half, the first steps do nothing but push all
+        logits down, through the pooler too, which is then saturated for good where answers are many and steps few.
         """
         dim = encoder.config.dim
         last = MLPHead(dim, dim, len(labels.names))

@@ -1,0 +1,123 @@
+"""`vlmoe route-stats` as it is typed."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.tasks_support import vlmoe
+
+
+def test_alone_it_works_as_typed(work: Path, tmp_path: Path) -> None:
+    """A process of its own, in a folder with runs/."""
+    shutil.copytree(work, tmp_path / "work")
+    command = [sys.executable, "-m", "vlmoe_cli", "route-stats"]
+    done = subprocess.run(command, cwd=tmp_path / "work", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    first = done.stderr.splitlines()[0]
+    assert first.startswith("model runs/") and "capacity vision 1.25 (training), text 1.25 (training)" in first
+    assert "Routing, shares in percent" in done.stdout and "written: runs/" in done.stdout
+
+
+def told(work: Path, *arguments: str) -> dict[str, Any]:
+    out = work / "reports"
+    return vlmoe(work, "route-stats", "--out", str(out), *arguments, "--json").data
+
+
+def test_files_hold_what_is_printed(work: Path, tmp_path: Path) -> None:
+    found = vlmoe(work, "route-stats", "--model", "runs/base", "--out", str(tmp_path / "r"), "--json").data
+    assert json.loads((tmp_path / "r" / "routing.json").read_text()) == found
+    assert found["schema"] == 1 and next(iter(found)) == "schema"
+    assert "<html" in (tmp_path / "r" / "routing.html").read_text()[:400]
+    assert {f.name for f in (tmp_path / "r" / "figures").iterdir()} >= {"loads.png"}
+    tasks = {(cell["task"], cell["modality"]) for cell in found["cells"]}
+    assert tasks == {("mlm", "text"), ("mim", "vision"), ("vlm", "text"), ("vlm", "vision")}
+    for cell in found["cells"]:
+        assert all(wanted >= got for wanted, got in zip(cell["wanted"], cell["got"], strict=True))
+        assert sum(cell["first"]) == cell["tokens"] == sum(map(sum, cell["places"]))
+
+
+def test_capacity_decides_what_is_dropped(work: Path) -> None:
+    dropped = {}
+    for capacity in ("dropless", "eval", "0.5"):
+        found = told(work, "--model", "runs/base", "--capacity", capacity)
+        dropped[capacity] = sum(sum(c["wanted"]) - sum(c["got"]) for c in found["cells"])
+        assert found["capacity"]["vision"].startswith({"eval": "dropless (evaluation)"}.get(capacity, capacity))
+    assert dropped["dropless"] == dropped["eval"] == 0 < dropped["0.5"]
+
+
+def test_tasks_and_limit(work: Path) -> None:
+    found = told(work, "--model", "runs/base", "--tasks", "mlm, mim", "--limit", "5")
+    assert {cell["task"] for cell in found["cells"]} == {"mlm", "mim"}
+    assert found["examples"] == {"text": 5, "image": 5}
+
+
+def test_data_of_a_task_routed_by_a_pretrained_model(work: Path) -> None:
+    found = told(work, "--model", "runs/base", "--data", "vqa.yaml")
+    assert {cell["task"] for cell in found["cells"]} == {"vqa"} and found["data"] == "data.test of vqa.yaml"
+    again = told(work, "--model", "runs/base", "--data", "runs/vqa")
+    assert again["cells"] == found["cells"]
+
+
+@pytest.mark.parametrize("task", ["classification", "nlvr2", "retrieval"])
+def test_finetuned_models(work: Path, task: str) -> None:
+    found = told(work, "--model", f"runs/{task}")
+    wanted = {"retrieval image", "retrieval text", "retrieval pair"} if task == "retrieval" else {task}
+    assert {cell["task"] for cell in found["cells"]} <= wanted and found["cells"]
+    if task == "classification":
+        assert "class" in found["cells"][0]["information"]
+
+
+def test_a_model_agrees_with_itself(work: Path) -> None:
+    found = told(work, "--model", "runs/base", "--compare", "runs/base", "--limit", "4")
+    assert found["other"].startswith("runs/base") and len(found["comparison"]) == len(found["cells"])
+    for cell in found["comparison"]:
+        assert cell["same"] == 1 and cell["chance"] <= 1 and cell["tokens"] > 0
+
+
+def test_two_processes_count_the_same(work: Path, tmp_path: Path) -> None:
+    alone = told(work, "--model", "runs/base")
+    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, "-m", *launcher, "-m", "vlmoe_cli"]
+    command += ["route-stats", "--model", "runs/base", "--out", str(tmp_path / "r"), "--json"]
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    exact = ("tokens", "wanted", "got", "first", "places", "kinds", "flow", "dropped_by_kind", "words")
+    assert found["examples"] == alone["examples"]
+    for here, there in zip(alone["cells"], found["cells"], strict=True):
+        assert {name: here[name] for name in exact} == {name: there[name] for name in exact}
+        assert there["entropy"] == pytest.approx(here["entropy"], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--capacity", "much"), "--capacity much: give train, eval, dropless, or a factor above 0"),
+        (("--capacity", "-1"), "--capacity -1: give train"),
+        (("--tasks", "mln"), "--tasks mln: this data has no such task; did you mean 'mlm'"),
+        (("--split", "test"), "--split test: data.test has no source for it; these have: eval, train"),
+        (("--compare", "nothing"), "no checkpoint at nothing"),
+        (("--data", "nothing.yaml"), "nothing.yaml"),
+    ],
+)
+def test_what_does_not_fit_gets_one_message(work: Path, arguments: tuple[str, ...], message: str) -> None:
+    assert message in vlmoe(work, "route-stats", "--model", "runs/base", *arguments).message
+
+
+def test_without_a_run_one_line_names_the_command_that_makes_one(tmp_path: Path) -> None:
+    message = vlmoe(tmp_path, "route-stats").message
+    assert "no finished run under runs/ has experts; make one with 'vlmoe pretrain quickstart/pretrain'" in message
+
+
+def test_every_run_ends_with_a_report(work: Path) -> None:
+    for run in ("base", "vqa"):
+        assert (work / "runs" / run / "report" / "routing.html").is_file()
+        lines = [json.loads(line) for line in (work / "runs" / run / "metrics.jsonl").read_text().splitlines()]
+        told = [key for line in lines if line["split"] == "eval" for key in line if key.startswith("routing/")]
+        assert any(key.endswith("/gini") for key in told)
+        assert not any(key.startswith("routing/") for line in lines if line["split"] == "train" for key in line)

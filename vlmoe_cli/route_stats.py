@@ -1,6 +1,7 @@
 """`vlmoe route-stats`: what the experts of a model do, in numbers and as a report."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,14 +11,15 @@ from vlmoe_cli.options import JsonOption
 from vlmoe_cli.output import Output
 
 if TYPE_CHECKING:
-    from vlmoe_core.analysis.routing.run import Found
+    from vlmoe_core.analysis.routing.raw import Write
+    from vlmoe_core.analysis.routing.run import Found, Process
     from vlmoe_core.analysis.routing.summary import CellSummary
 
 EXAMPLES = (
     "vlmoe route-stats",
     "vlmoe route-stats --model runs/mine --capacity eval --out report",
     "vlmoe route-stats --data quickstart/vqa --limit 500 --json",
-    "vlmoe route-stats --compare runs/other",
+    "vlmoe route-stats --compare runs/other --raw trace.jsonl",
 )
 
 
@@ -58,6 +60,12 @@ def route_stats(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the report; by default report/ in the run.", show_default=False)
     ] = None,
+    raw: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Also write every token's experts, to a .jsonl or .parquet file.", show_default=False
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Show what the experts do: load, drops, entropy, and what each of them likes."""
@@ -80,10 +88,21 @@ def route_stats(
         f"model {trained.path}, step {trained.step}; data.{request.split} of {request.data}, {_words(request.capacity)}"
     )
     process = Process(accelerator.device, accelerator.process_index, accelerator.num_processes)
-    found = route(request, other, process, ScoringProgress(says))
+    with _raw(raw, process) as write:
+        found = route(request, other, process, ScoringProgress(says), write)
     end_processes()
     if found is not None:
         _show(output, found, write_all(found, out or report_folder(trained.path)))
+
+
+def _raw(file: Path | None, process: "Process") -> "AbstractContextManager[Write | None]":
+    """What writes the raw trace."""
+    from vlmoe_core.analysis.routing.raw import raw_file
+    from vlmoe_core.errors import UsageError
+
+    if file is not None and process.ranks > 1:
+        raise UsageError("--raw writes one file, in order: leave it away, or run route-stats in one process")
+    return nullcontext() if file is None else raw_file(file)
 
 
 def _words(capacity: Mapping[str, str]) -> str:

@@ -63,6 +63,12 @@ def test_data_of_a_task_routed_by_a_pretrained_model(work: Path) -> None:
     assert again["cells"] == found["cells"]
 
 
+def test_a_pretrained_model_is_asked_for_classes(work: Path) -> None:
+    found = told(work, "--model", "runs/base", "--data", "classification.yaml", "--split", "train", "--limit", "16")
+    assert {cell["task"] for cell in found["cells"]} == {"classification"}
+    assert all(cell["information"]["class"]["labels"] > 1 for cell in found["cells"])
+
+
 @pytest.mark.parametrize("task", ["classification", "nlvr2", "retrieval"])
 def test_finetuned_models(work: Path, task: str) -> None:
     found = told(work, "--model", f"runs/{task}")
@@ -94,9 +100,28 @@ def test_two_processes_count_the_same(work: Path, tmp_path: Path) -> None:
         assert there["entropy"] == pytest.approx(here["entropy"], rel=1e-9)
 
 
+def test_the_raw_trace_adds_up_to_the_counts(work: Path, tmp_path: Path) -> None:
+    found = told(work, "--model", "runs/base", "--capacity", "0.7", "--raw", str(tmp_path / "t.jsonl"))
+    records = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    for cell in found["cells"]:
+        own = [r for r in records if all(r[key] == cell[key] for key in ("task", "layer", "modality"))]
+        assert len(own) == cell["tokens"] == sum(len(r["experts"]) for r in own) / cell["top_k"]
+        for expert in range(cell["num_experts"]):
+            kept = sum(k for r in own for e, k in zip(r["experts"], r["kept"], strict=True) if e == expert)
+            assert kept == cell["got"][expert] and sum(r["experts"][0] == expert for r in own) == cell["first"][expert]
+        assert all((r["token"] is None) == (cell["modality"] == "vision") and 0 < r["gates"][0] <= 1 for r in own)
+    pq = pytest.importorskip("pyarrow.parquet")
+    told(work, "--model", "runs/base", "--capacity", "0.7", "--raw", str(tmp_path / "t.parquet"))
+    read = pq.read_table(tmp_path / "t.parquet").to_pylist()
+    exact = ("task", "layer", "modality", "example", "sequence", "place", "kind", "token", "experts", "kept")
+    assert [{k: r[k] for k in exact} for r in read] == [{k: r[k] for k in exact} for r in records]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.jsonl", "t.parquet"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--raw", "trace.csv"), "--raw trace.csv: give a file that ends in .jsonl or .parquet"),
         (("--capacity", "much"), "--capacity much: give train, eval, dropless, or a factor above 0"),
         (("--capacity", "-1"), "--capacity -1: give train"),
         (("--tasks", "mln"), "--tasks mln: this data has no such task; did you mean 'mlm'"),

@@ -46,7 +46,7 @@ class MappedTable:
 
     def lengths(self, column: str) -> NDArray[np.int64]:
         """(rows,): length of the list in each row; 1 where the list is empty or missing, or the column has no lists."""
-        from pyarrow import compute  # type: ignore[import-untyped]
+        from pyarrow import compute
 
         if not self.kind(column).startswith(("list", "large_list")):
             return np.ones(len(self), dtype=np.int64)

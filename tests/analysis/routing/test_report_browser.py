@@ -1,6 +1,7 @@
 """The report in a real browser: Chromium without a window, driven by Selenium."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,11 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.analysis.routing.report_support import Scale, cell_of, examples_of, patches_of, silent, summary_of
+from tests.analysis.routing.support import SPECIAL, batch_of, make_samples, plain_patches, planted
+from tests.model.support import VOCAB
+from vlmoe_core.analysis.routing.api import trace
+from vlmoe_core.analysis.routing.pictures import PatchCollector
 from vlmoe_core.analysis.routing.report import write_report
 from vlmoe_core.analysis.routing.summary import RoutingSummary
+from vlmoe_core.analysis.routing.trace import listening
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
@@ -331,3 +338,61 @@ def test_a_large_report_opens_fast(browser: Browser, tmp_path: Path) -> None:
     browser.open(tmp_path / "a.html")
     browser.until("performance.getEntriesByType('navigation')[0].loadEventEnd > 0")
     assert browser.run("return performance.getEntriesByType('navigation')[0].loadEventEnd") < 3000
+
+
+def planted_report(what: str, folder: Path) -> Path:
+    """The report on a router that chooses by word, place or colour."""
+    encoder = planted(what)
+    colour_XP = np.random.default_rng(0).integers(0, 3, (12, encoder.config.num_patches))
+    pictures = plain_patches(colour_XP, encoder.config)
+    with torch.no_grad(), trace(encoder, special=SPECIAL) as found:
+        patches = PatchCollector(found)
+        encoder(batch_of("text", make_samples("text", [24] * 40, encoder.config), encoder.config))
+        with listening(encoder, patches.receive):
+            encoder(batch_of("image", pictures, encoder.config))
+    words = [f"word{number}" for number in range(VOCAB)]
+    summary = replace(summary_of(SCALE), cells=found.summary(words), other=None, comparison=())
+    path = folder / f"{what}.html"
+    write_report(summary, path, patches.liked())
+    return path
+
+
+def test_a_planted_word_is_seen(browser: Browser, tmp_path: Path) -> None:
+    browser.open(planted_report("word", tmp_path))
+    browser.see("atlas")
+    browser.filter("atlas", "task").select_by_visible_text("mlm")
+    for expert in range(3):
+        browser.filter("atlas", "expert").select_by_visible_text(f"expert {expert}")
+        words = [re.match(r"word(\d+)", text) for text in browser.texts("#atlas .words li")]
+        assert len(words) > 5 and all(word and int(word[1]) % 3 == expert for word in words)
+
+
+def test_a_planted_place_is_seen(browser: Browser, tmp_path: Path) -> None:
+    """The expert of a place has all of its tokens, and the summary calls place what is told most."""
+    browser.open(planted_report("place", tmp_path))
+    browser.see("atlas")
+    assert "for 100" in browser.label("#atlas .expert canvas, #atlas .expert [aria-label^=Where]")
+    assert any("place" in row and "mim" in row for row in browser.texts("#summary tbody tr"))
+
+
+COLOURS = """return [...document.querySelectorAll('#atlas .crop')].map((crop) => {
+  const [picture, box] = ['img', '.box'].map((one) => crop.querySelector(one));
+  const canvas = document.createElement('canvas');
+  const size = [canvas.width, canvas.height] = [picture.naturalWidth, picture.naturalHeight];
+  canvas.getContext('2d').drawImage(picture, 0, 0);
+  const [x, y] = [['Left', 'Width'], ['Top', 'Height']].map(([start, length], axis) => Math.floor(
+    (box[`offset${start}`] + box[`offset${length}`] / 2) / picture[`client${length}`] * size[axis]));
+  const colour = [...canvas.getContext('2d').getImageData(x, y, 1, 1).data.slice(0, 3)];
+  return colour.indexOf(Math.max(...colour));
+})"""
+"""Which of red, green and blue is strongest in the middle of each patch that is shown."""
+
+
+def test_a_planted_colour_is_seen(browser: Browser, tmp_path: Path) -> None:
+    browser.open(planted_report("colour", tmp_path))
+    browser.see("atlas")
+    browser.filter("atlas", "task").select_by_visible_text("mim")
+    for expert in range(3):
+        browser.filter("atlas", "expert").select_by_visible_text(f"expert {expert}")
+        browser.until("[...document.querySelectorAll('#atlas .crop img')].every((one) => one.naturalWidth)")
+        assert browser.run(COLOURS) == [expert] * 8

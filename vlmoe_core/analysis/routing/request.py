@@ -17,6 +17,7 @@ from vlmoe_core.recipe.load import read_recipe
 from vlmoe_core.recipe.mistakes import validated
 from vlmoe_core.recipe.tree import Node
 from vlmoe_core.tasks.config import Task
+from vlmoe_core.tasks.labels import Labels
 from vlmoe_core.tasks.task import open_task
 from vlmoe_core.train.build import build_dataset, build_objective, whole_dataset
 from vlmoe_core.train.config import BatchConfig
@@ -58,6 +59,8 @@ class Request:
     """At most so many examples of each stream."""
     capacity: Mapping[str, str]
     """Of each pool, in words."""
+    labels: Labels
+    """What targets are numbers of, where the data are a task's."""
 
 
 class _DataParts(Config):
@@ -88,7 +91,14 @@ def make_request(trained: Trained, asked: Asked) -> Request:
         tasks=tasks,
         limit=asked.limit or recipe.train.eval_examples,
         capacity=capacity_words(trained.recipe.model, asked.capacity),
+        labels=_labels(recipe, trained),
     )
+
+
+def _labels(recipe: Recipe, trained: Trained) -> Labels:
+    """The model's own for its own task, else those that the data have."""
+    own = trained.recipe.task is not None and recipe.task is not None and trained.recipe.task.name == recipe.task.name
+    return trained.tokenizers.labels if own else obtain_labels(recipe)
 
 
 def _with_data(own: Recipe, named: str) -> tuple[Recipe, str]:
@@ -140,9 +150,8 @@ def dataset_of(request: Request) -> MicroBatches:
     recipe, trained = request.recipe, request.trained
     split = getattr(recipe.data, request.split)
     if recipe.task is not None:
-        own = trained.recipe.task is not None and trained.recipe.task.name == recipe.task.name
-        labels = trained.tokenizers.labels if own else obtain_labels(recipe)
-        return whole_dataset(recipe, split, replace(trained.tokenizers, labels=labels), request.limit)
+        tokenizers = replace(trained.tokenizers, labels=request.labels)
+        return whole_dataset(recipe, split, tokenizers, request.limit)
     unread = {stream: () for stream in STREAMS if stream not in request.tasks}
     dataset = build_dataset(recipe, split.model_copy(update=unread), trained.tokenizers, training=False)
     return replace(dataset, limit=request.limit, recorded=True)

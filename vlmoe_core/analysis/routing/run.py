@@ -18,6 +18,7 @@ from vlmoe_core.analysis.routing.pictures import (
     Place,
     TracedExample,
 )
+from vlmoe_core.analysis.routing.raw import Write, columns_of
 from vlmoe_core.analysis.routing.request import Request, dataset_of
 from vlmoe_core.analysis.routing.summarise import Counted, counted, merge, summarise
 from vlmoe_core.analysis.routing.summary import RoutingSummary
@@ -63,7 +64,9 @@ class Found:
 
 
 @torch.no_grad()
-def route(request: Request, other: Trained | None, process: Process, reporter: Reporter) -> Found | None:
+def route(
+    request: Request, other: Trained | None, process: Process, reporter: Reporter, write: Write | None = None
+) -> Found | None:
     """Route every example that is asked for, and count. Null on all processes but the first.
 
     Args:
@@ -71,6 +74,7 @@ def route(request: Request, other: Trained | None, process: Process, reporter: R
         other: a second model that routes the same batches.
         process: its place among those that share the examples.
         reporter: is told how far it is.
+        write: is given every token of the raw trace that this process makes; null: nobody is.
 
     Raises:
         DataError: an example is broken and `data.on_error` is `raise`.
@@ -78,7 +82,7 @@ def route(request: Request, other: Trained | None, process: Process, reporter: R
     """
     if other is not None:
         _refuse_unlike(request.trained, other)
-    counts = _Counts.of(request)
+    counts = _Counts.of(request, write)
     encoders = [encoder_of(one.objective).to(process.device) for one in (request.trained, other) if one is not None]
     broken: list[str] = []
     for micro in _micros(request, process, reporter):
@@ -136,15 +140,17 @@ class _Counts:
     examples: ExampleCollector
     crosses: Crosses
     read: Counter[StreamName]
+    write: Write | None
 
     @classmethod
-    def of(cls, request: Request) -> "_Counts":
+    def of(cls, request: Request, write: Write | None) -> "_Counts":
         trained = request.trained
         text, encoder = trained.tokenizers.text, encoder_of(trained.objective)
         special = SpecialIds(text.sep_id, text.pad_id)
-        classes = len(trained.tokenizers.labels.names)
-        trace = Trace(encoder.config, encoder.embeddings.text.word.weight.shape[0], request.tasks, special, classes)
-        return cls(trace, PatchCollector(trace, PATCHES), ExampleCollector(trace, text.pieces), Crosses(), Counter())
+        words, classes = encoder.embeddings.text.word.weight.shape[0], len(request.labels.names)
+        trace = Trace(encoder.config, words, request.tasks, special, classes)
+        examples = ExampleCollector(trace, text.pieces)
+        return cls(trace, PatchCollector(trace, PATCHES), examples, Crosses(), Counter(), write)
 
     def add(self, batch: Batch, names: Sequence[str], encoders: Sequence[torch.nn.Module]) -> None:
         """Route one batch by the model, and by the other one."""
@@ -156,6 +162,9 @@ class _Counts:
             beside = self.trace.rows(batch, encoders[1](batch))
             self.crosses.add(list(self.trace.rows(batch, encoded)), list(beside))
         self.read[stream_of(batch)] += batch.num_examples
+        if self.write is not None:
+            for rows in self.trace.rows(batch, encoded):
+                self.write(columns_of(rows, batch, names, self.examples.pieces))
 
     def part(self) -> "_Part":
         """What this process found, to be sent to the first one."""

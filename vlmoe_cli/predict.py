@@ -147,6 +147,7 @@ def nli(
 def retrieval(
     image: ImagesOption = None,
     text: Annotated[list[str] | None, typer.Option(help="A caption. Repeatable.", show_default=False)] = None,
+    input_: InputOption = None,
     model: ModelOption = None,
     top: Annotated[int, typer.Option(min=1, help="Pairs to show, the best ones.")] = 10,
     json: JsonOption = False,
@@ -154,18 +155,32 @@ def retrieval(
     """Rank pairs of pictures and captions."""
     from dataclasses import asdict
 
-    from vlmoe_core.analysis.answers import match, pictures
+    from vlmoe_core.analysis.answers import match, pictures, read_examples
     from vlmoe_core.errors import UsageError
     from vlmoe_core.train.trained import load_finetuned, newest_finetuned
 
+    def own() -> "Sequence[Example]":
+        return [*pictures(image or []), *(_caption(one) for one in text or [])]
+
     out = Output(json)
-    if not text:
-        raise UsageError("nothing to look for: give one or more --text")
+    asked = _one_of(own, bool(image or text), input_)
+    given = list(read_examples(asked)) if isinstance(asked, Path) else list(asked())
+    shown, captions = [one for one in given if one.image is not None], [one.text for one in given if one.text]
+    if not shown:
+        raise UsageError(f"no line of {input_} has an 'image'; retrieval ranks pairs of a picture and a text")
+    if not captions:
+        raise UsageError("nothing to look for: give one or more --text, or --input with a file that has texts")
     trained = load_finetuned(model or newest_finetuned("retrieval"), "retrieval")
     out.note(f"model {trained.path}, step {trained.step}")
-    matches = match(trained, pictures(image or []), text, top)
+    matches = match(trained, shown, captions, top)
     out.table([asdict(one) for one in matches])
     out.data({"model": trained.path, "matches": [asdict(one) for one in matches]})
+
+
+def _caption(text: str) -> "Example":
+    from vlmoe_core.data.example import Example
+
+    return Example("caption", text=text)
 
 
 def _with(example: "Example", **fields: object) -> "Example":

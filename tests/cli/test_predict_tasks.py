@@ -182,6 +182,19 @@ def test_numbers_of_pictures_that_only_add_up_are_refused(work: Path, album: Pat
     assert done.code == 1 and "odd.jsonl:1: has 3 pictures, the model takes 2" in done.message
 
 
+def test_pairs_of_the_pictures_and_captions_of_a_file(work: Path, album: Path) -> None:
+    rows = [{"image": "red.png", "text": "a red circle"}, {"text": "a blue square"}, {"image": "blue.png"}]
+    file = write_lines(album / "pairs.jsonl", rows)
+    read = vlmoe(work, "predict", "retrieval", "--input", str(file), "--json").data["matches"]
+    images = ("--image", str(album / "red.png"), "--image", str(album / "blue.png"))
+    texts = ("--text", "a red circle", "--text", "a blue square")
+    typed = vlmoe(work, "predict", "retrieval", *images, *texts, "--json").data["matches"]
+    assert len(read) == 4 and {one["image"] for one in read} == {"pairs.jsonl:1", "pairs.jsonl:3"}
+    assert [(one["text"], one["similarity"]) for one in read] == [(one["text"], one["similarity"]) for one in typed]
+    file = write_lines(album / "texts.jsonl", [{"text": "a blue square"}])
+    assert "has an 'image'" in vlmoe(work, "predict", "retrieval", "--input", str(file)).message
+
+
 @pytest.mark.parametrize(
     ("typed", "code", "message"),
     [

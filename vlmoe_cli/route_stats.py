@@ -71,7 +71,7 @@ def route_stats(
     """Show what the experts do: load, drops, entropy, and what each of them likes."""
     from vlmoe_cli.progress import ScoringProgress
     from vlmoe_core.analysis.routing.files import report_folder, write_all
-    from vlmoe_core.analysis.routing.request import Asked, make_request
+    from vlmoe_core.analysis.routing.request import Asked, make_request, with_capacity
     from vlmoe_core.analysis.routing.run import Process, route
     from vlmoe_core.train.parallel import end_processes
     from vlmoe_core.train.scoring import accelerator_of
@@ -81,7 +81,7 @@ def route_stats(
     trained = load_trained(model or newest_sparse())
     chosen = tuple(name.strip() for name in tasks.split(",")) if tasks else ()
     request = make_request(trained, Asked(data, split, chosen, limit, capacity))
-    other = load_trained(compare) if compare is not None else None
+    other = with_capacity(load_trained(compare), capacity) if compare is not None else None
     accelerator = accelerator_of()
     says = output.note if accelerator.is_main_process else lambda _: None
     says(

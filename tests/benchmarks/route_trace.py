@@ -16,8 +16,8 @@ import torch
 
 from tests.benchmarks.common import Figures, median_ratio, medians, run, threads, timings
 from tests.benchmarks.workload import PAD, SEP, WORDS, caption_lengths, make_batch, num_tokens
+from vlmoe_core.analysis.routing.api import trace
 from vlmoe_core.analysis.routing.tokens import SpecialIds
-from vlmoe_core.analysis.routing.trace import trace
 from vlmoe_core.data.batch import Batch
 from vlmoe_core.data.config import StreamName
 from vlmoe_core.model.config import ModelConfig

@@ -14,9 +14,10 @@ from tests.analysis.routing.support import (
     planted,
 )
 from tests.model.support import VOCAB
+from vlmoe_core.analysis.routing.api import trace
 from vlmoe_core.analysis.routing.measures import entropy, information
 from vlmoe_core.analysis.routing.tables import Cell
-from vlmoe_core.analysis.routing.trace import Rows, Trace, listening, trace
+from vlmoe_core.analysis.routing.trace import Rows, Trace, listening
 from vlmoe_core.data.batch import Batch
 from vlmoe_core.data.config import STREAMS
 from vlmoe_core.model.encoder import Encoded, Encoder

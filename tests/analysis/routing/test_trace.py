@@ -24,8 +24,9 @@ from tests.analysis.routing.support import (
     total_bytes,
 )
 from tests.model.support import VOCAB
+from vlmoe_core.analysis.routing.api import trace
 from vlmoe_core.analysis.routing.tables import Cell, Tables
-from vlmoe_core.analysis.routing.trace import Trace, trace
+from vlmoe_core.analysis.routing.trace import Trace
 from vlmoe_core.data.config import STREAMS, StreamName
 from vlmoe_core.data.example import Sample
 from vlmoe_core.model.config import ModelConfig
@@ -293,3 +294,13 @@ def test_memory_does_not_grow_with_tokens() -> None:
     feed(100_000)  # what a first call allocates for good
     (few_peak, few), (many_peak, many) = feed(100_000), feed(1_000_000)
     assert few == many and 0 < many_peak <= 1.1 * few_peak
+
+
+def test_a_traced_model_tells_what_it_found() -> None:
+    encoder = sparse_encoder(**per_modality(1))
+    with torch.no_grad(), trace(encoder, special=SPECIAL) as traced:
+        encoder(batch_of("pair", make_samples("pair", [6] * 8, encoder.config), encoder.config))
+    cells = traced.summary([f"word{number}" for number in range(VOCAB)])
+    assert {(cell.task, cell.modality) for cell in cells} == {("vlm", "vision"), ("vlm", "text")}
+    assert all(sum(cell.first) == cell.tokens > 0 for cell in cells)
+    assert all("word class" in cell.information for cell in cells if cell.modality == "text")

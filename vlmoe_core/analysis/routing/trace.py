@@ -129,24 +129,3 @@ def encoder_of(model: nn.Module) -> Encoder:
     if len(found) != 1:
         raise ValueError(f"a model with one encoder can be traced, this one has {len(found)}")
     return found[0]
-
-
-@contextmanager
-def trace(
-    model: nn.Module,
-    tasks: Mapping[StreamName, str] = PRETRAINING_TASKS,
-    special: SpecialIds | None = None,
-    num_classes: int = 0,
-) -> Iterator[Trace]:
-    """Count the routing of every forward pass inside the `with` block.
-
-    Args:
-        model: the encoder, or an objective with one.
-        tasks: what is counted of each stream.
-        special: token ids that are no words; null: [SEP] and [PAD] count as words.
-        num_classes: classes of the examples, where their targets are classes.
-    """
-    encoder = encoder_of(model)
-    found = Trace(encoder.config, encoder.embeddings.text.word.weight.shape[0], tasks, special, num_classes)
-    with listening(model, found.receive):
-        yield found

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,16 +71,16 @@ def route_stats(
 ) -> None:
     """Show what the experts do: load, drops, entropy, and what each of them likes."""
     from vlmoe_cli.progress import ScoringProgress
-    from vlmoe_core.analysis.routing.files import report_folder, write_all
+    from vlmoe_core.analysis.routing.files import make_folder, report_folder, write_all
     from vlmoe_core.analysis.routing.request import Asked, make_request, with_capacity
     from vlmoe_core.analysis.routing.run import Process, route
-    from vlmoe_core.train.parallel import end_processes
+    from vlmoe_core.train.parallel import end_processes, on_main
     from vlmoe_core.train.scoring import accelerator_of
     from vlmoe_core.train.trained import load_trained, newest_sparse
 
     output = Output(json)
     trained = load_trained(model or newest_sparse())
-    chosen = tuple(name.strip() for name in tasks.split(",")) if tasks else ()
+    chosen = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
     request = make_request(trained, Asked(data, split, chosen, limit, capacity))
     other = with_capacity(load_trained(compare), capacity) if compare is not None else None
     accelerator = accelerator_of()
@@ -88,11 +89,13 @@ def route_stats(
         f"model {trained.path}, step {trained.step}; data.{request.split} of {request.data}, {_words(request.capacity)}"
     )
     process = Process(accelerator.device, accelerator.process_index, accelerator.num_processes)
+    folder = out or report_folder(trained.path)
+    on_main(partial(make_folder, folder))
     with _raw(raw, process) as write:
         found = route(request, other, process, ScoringProgress(says), write)
     end_processes()
     if found is not None:
-        _show(output, found, write_all(found, out or report_folder(trained.path)))
+        _show(output, found, write_all(found, folder))
 
 
 def _raw(file: Path | None, process: "Process") -> "AbstractContextManager[Write | None]":

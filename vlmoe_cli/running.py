@@ -27,15 +27,14 @@ def run_here(loaded: "LoadedRecipe", out: Path | None, resume: str | None, overw
 
 
 def _report(folder: Path, reporter: "Reporter") -> None:
-    """Show what the experts do; a run that is done does not fail for that."""
+    """Show what the experts do. A run that is done does not fail for that, whatever goes wrong."""
     from vlmoe_core.analysis.routing.files import report_on
-    from vlmoe_core.errors import VlmoeError
 
     try:
         if (report := report_on(folder)) is not None:
             reporter.note(f"what the experts do: {report}")
-    except VlmoeError as error:
-        reporter.note(f"no report of the routing: {error}")
+    except Exception as error:
+        reporter.note(f"no report of the routing ({error}); try vlmoe route-stats --model {folder}")
 
 
 def run_arguments(

@@ -74,8 +74,16 @@ def test_finetuned_models(work: Path, task: str) -> None:
     found = told(work, "--model", f"runs/{task}")
     wanted = {"retrieval image", "retrieval text", "retrieval pair"} if task == "retrieval" else {task}
     assert {cell["task"] for cell in found["cells"]} <= wanted and found["cells"]
+    assert set(found["group"]) == set(found["examples"]) and all(found["group"].values())
     if task == "classification":
         assert "class" in found["cells"][0]["information"]
+
+
+def test_a_copied_checkpoint_leaves_its_report_here(work: Path, tmp_path: Path) -> None:
+    shutil.copytree(work / "runs" / "base" / "checkpoints", tmp_path / "copied")
+    (checkpoint, *_) = sorted((tmp_path / "copied").iterdir())
+    assert vlmoe(tmp_path, "route-stats", "--model", f"copied/{checkpoint.name}", "--limit", "2").code == 0
+    assert (tmp_path / "report" / "routing.html").is_file()
 
 
 def test_a_model_agrees_with_itself(work: Path) -> None:
@@ -122,8 +130,10 @@ def test_the_raw_trace_adds_up_to_the_counts(work: Path, tmp_path: Path) -> None
     ("arguments", "message"),
     [
         (("--raw", "trace.csv"), "--raw trace.csv: give a file that ends in .jsonl or .parquet"),
-        (("--capacity", "much"), "--capacity much: give train, eval, dropless, or a factor above 0"),
+        (("--capacity", "much"), "--capacity much: give train, eval, dropless, or a factor above 0, at most"),
         (("--capacity", "-1"), "--capacity -1: give train"),
+        (("--capacity", "1e30"), "--capacity 1e30: give train"),
+        (("--out", "base.yaml"), "no report can be written to base.yaml"),
         (("--tasks", "mln"), "--tasks mln: this data has no such task; did you mean 'mlm'"),
         (("--split", "test"), "--split test: data.test has no source for it; these have: eval, train"),
         (("--compare", "nothing"), "no checkpoint at nothing"),
@@ -139,9 +149,11 @@ def test_without_a_run_one_line_names_the_command_that_makes_one(tmp_path: Path)
     assert "no finished run under runs/ has experts; make one with 'vlmoe pretrain quickstart/pretrain'" in message
 
 
-def test_every_run_ends_with_a_report(work: Path) -> None:
+def test_every_run_ends_with_a_report_on_what_it_was_evaluated_on(work: Path) -> None:
     for run in ("base", "vqa"):
         assert (work / "runs" / run / "report" / "routing.html").is_file()
+        plain = json.loads((work / "runs" / run / "report" / "routing.json").read_text())
+        assert plain["data"] == "data.eval of its own recipe"
         lines = [json.loads(line) for line in (work / "runs" / run / "metrics.jsonl").read_text().splitlines()]
         told = [key for line in lines if line["split"] == "eval" for key in line if key.startswith("routing/")]
         assert any(key.endswith("/gini") for key in told)

@@ -104,7 +104,7 @@ class Task(ABC):
 
     stream: ClassVar[StreamName]
     """The stream of its examples."""
-    inputs: ClassVar[tuple[StreamName, ...]]
+    inputs: tuple[StreamName, ...]
     """What the encoder is run on; parameters that none of it meets are frozen."""
     best: ClassVar[str]
     """The metric that chooses the best checkpoint; higher is better."""

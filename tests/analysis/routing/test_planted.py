@@ -1,5 +1,7 @@
 """Routers that choose by word, place or colour are found by the statistics."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -91,6 +93,22 @@ def test_a_planted_colour_is_found_in_each_patch() -> None:
         assert place == 0 or expert == colour_XP[sequence, place - 1]
 
 
+def test_classes_that_mean_nothing_are_not_found() -> None:
+    """All patches of a picture share its class: what tells pictures apart must not pass for the class."""
+    encoder = planted("colour")
+    rng = np.random.default_rng(1)
+    with trace(encoder, num_classes=4) as found:
+        for _ in range(4):
+            colour_XP = np.repeat(rng.integers(0, 3, (16, 1)), encoder.config.num_patches, axis=1)
+            samples = [replace(one, target=rng.integers(4)) for one in plain_patches(colour_XP, encoder.config)]
+            encoder(batch_of("image", samples, encoder.config))
+    (cell,) = found.summary()
+    told = cell.information["class"]
+    assert told.bits > 0.03 and told.low < 0 < told.control and abs(told.bits - told.control) < told.bits
+    tokenwise = information(found.tables[Cell("mim", 0, "vision")].class_CE.numpy())
+    assert tokenwise.low > 0.5 * tokenwise.bits  # what shuffling tokens would have claimed
+
+
 def test_a_planted_class_is_found() -> None:
     """Whole pictures of one colour, which is their class."""
     encoder = planted("colour")
@@ -104,3 +122,5 @@ def test_a_planted_class_is_found() -> None:
     assert torch.equal(table_CE, expected_CE)
     told = information(table_CE.numpy())
     assert told.label_bits == pytest.approx(np.log2(3)) and told.low > 0.8 * told.label_bits and told.control < 0.05
+    (cell,) = found.summary()
+    assert cell.information["class"].bits == told.bits and cell.information["class"].low > 0.5

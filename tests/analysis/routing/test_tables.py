@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.analysis.routing.support import KINDS, Expected, Token, assert_same, total_bytes
 from vlmoe_core.analysis.routing.tables import BINS, Sizes, Tables, count, empty_tables
-from vlmoe_core.analysis.routing.tokens import TokenFacts
+from vlmoe_core.analysis.routing.tokens import SHUFFLES, TokenFacts
 from vlmoe_core.moe.peak import peak_bytes
 from vlmoe_core.moe.plan import RoutingPlan, make_plan
 
@@ -85,7 +85,22 @@ def test_counts_equal_a_count_token_by_token(
 
 
 def test_all_tables_are_compared() -> None:
-    assert {f.name for f in fields(Tables)} == {f.name for f in fields(Expected)}
+    """The shuffled classes have a test of their own."""
+    assert {f.name for f in fields(Tables)} - {"shuffled_class_RCE"} == {f.name for f in fields(Expected)}
+
+
+def test_shuffled_classes_keep_the_loads_and_the_examples_of_each_class() -> None:
+    """Three examples of four tokens each: a shuffled table has whole examples under other classes."""
+    sizes = replace(SIZES, classes=3)
+    tables, plan = empty_tables("text", sizes, CPU), random_plan(12, sizes, capacity=None)
+    order_RX = torch.stack([torch.randperm(3, generator=torch.Generator().manual_seed(r)) for r in range(SHUFFLES)])
+    shuffled_RT, class_T = order_RX.repeat_interleave(4, 1), torch.arange(3).repeat_interleave(4)
+    facts = replace(random_facts(12, sizes, "text"), class_T=class_T, shuffled_class_RT=shuffled_RT)
+    count(tables, plan, facts)
+    first_XE = torch.stack([torch.bincount(own, minlength=sizes.experts) for own in plan.expert_TK[:, 0].split(4)])
+    assert torch.equal(tables.class_CE, first_XE)
+    for table_CE, order_X in zip(tables.shuffled_class_RCE, order_RX, strict=True):
+        assert torch.equal(table_CE[order_X], first_XE)
 
 
 def test_wanted_is_got_and_dropped() -> None:

@@ -3,17 +3,16 @@
 Axis letters: E and F experts, L labels, V words.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlmoe_core.analysis.routing.summary import CellComparison, Information, LikedWord
 from vlmoe_core.analysis.routing.tables import Cell
+from vlmoe_core.analysis.routing.tokens import SHUFFLES
 
 Counts = NDArray[np.int64]
-SHUFFLES = 20
-"""Shuffled tables that a control is the mean of."""
 RARE = 128
 """Labels of at most so many tokens are shuffled token by token, others are drawn whole: what takes less time."""
 
@@ -87,10 +86,17 @@ def information(table_LE: Counts, shuffles: int = SHUFFLES, seed: int = 0) -> In
     seen_LE = table_LE[table_LE.any(1)]
     label_L, load_E = seen_LE.sum(1), seen_LE.sum(0)
     rng = np.random.default_rng(seed)
-    bits = mutual_information(seen_LE)
-    chance = np.array([mutual_information(shuffled(label_L, load_E, rng)) for _ in range(shuffles)])
+    return information_over(seen_LE, [shuffled(label_L, load_E, rng) for _ in range(shuffles)])
+
+
+def information_over(table_LE: Counts, control_RLE: Iterable[Counts]) -> Information:
+    """The same against tables whose labels were shuffled already: where the tokens of an example share their label."""
+    bits, label_L = mutual_information(table_LE), table_LE.sum(1)
+    chance = np.array([mutual_information(control_LE) for control_LE in control_RLE])
     low, high = bits - np.quantile(chance, (0.975, 0.025))
-    return Information(bits, float(chance.mean()), float(low), float(high), len(seen_LE), entropy(label_L))
+    return Information(
+        bits, float(chance.mean()), float(low), float(high), int(np.count_nonzero(label_L)), entropy(label_L)
+    )
 
 
 def shared_information(table_EF: Counts) -> float:

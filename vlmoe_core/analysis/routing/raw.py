@@ -52,23 +52,38 @@ def raw_file(path: Path) -> Iterator[Write]:
     Raises UsageError for an ending other than .jsonl and .parquet, without the package for it, and if the disk refuses.
     """
     writers = {".jsonl": _json_lines, ".parquet": _parquet}
-    if path.suffix not in writers:
+    if path.suffix not in writers or path.is_dir():
         raise UsageError(f"--raw {path}: give a file that ends in .jsonl or .parquet")
     beside = path.with_name(path.name + ".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with _told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside.touch()
         with writers[path.suffix](beside) as write:
-            yield write
-        beside.replace(path)
-    except OSError as error:
-        raise UsageError(f"--raw {path} can't be written: {error.strerror or error}; choose another file") from error
+            yield lambda columns: _guarded(path, write, columns)
+        with _told(path):
+            beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
 
 
+def _guarded(path: Path, write: Write, columns: Columns) -> None:
+    with _told(path):
+        write(columns)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What the disk refuses is said of the file; what else goes wrong meanwhile is not."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"--raw {path} can't be written: {error.strerror or error}; choose another file") from error
+
+
 @contextmanager
 def _json_lines(path: Path) -> Iterator[Write]:
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
 
         def write(columns: Columns) -> None:
             for values in zip(*columns.values(), strict=True):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vlmoe_core.analysis.routing.trace import PRETRAINING_TASKS
 from vlmoe_core.config import Config, nearest
-from vlmoe_core.data.config import SPLITS, STREAMS, DataConfig, StreamName
+from vlmoe_core.data.config import SPLITS, STREAMS, DataConfig, StreamName, TextLengthConfig
 from vlmoe_core.data.loader import MicroBatches
 from vlmoe_core.errors import RecipeError, UsageError
 from vlmoe_core.model.config import ModelConfig
@@ -23,6 +23,9 @@ from vlmoe_core.train.build import build_dataset, build_objective, whole_dataset
 from vlmoe_core.train.config import BatchConfig
 from vlmoe_core.train.fitting import obtain_labels
 from vlmoe_core.train.trained import Trained
+
+MAX_FACTOR = 1_000_000
+"""Far beyond the number of experts, at which nothing is dropped any more."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +112,17 @@ def _with_data(own: Recipe, named: str) -> tuple[Recipe, str]:
     if "data" not in fields:
         raise RecipeError(f"{read.path} has no 'data'")
     parts = validated(_DataParts, Node(fields, read.tree.place), str(read.path))
-    data = parts.data.model_copy(update={"max_text": own.data.max_text, "pad_text_to": own.data.pad_text_to})
+    data = parts.data.model_copy(update={"max_text": _fitting(own), "pad_text_to": own.data.pad_text_to})
     objective = None if parts.task else own.objective
     changed = {"data": data, "task": parts.task, "batch": parts.batch, "mask": parts.mask, "objective": objective}
     return own.model_copy(update=changed), named
+
+
+def _fitting(own: Recipe) -> TextLengthConfig:
+    """The longest texts that the model is used to, none longer than it has positions."""
+    longest = own.model.max_text_length
+    given = own.data.max_text
+    return TextLengthConfig(text=min(given.text, longest), pair=min(given.pair, longest))
 
 
 def tasks_of(recipe: Recipe) -> dict[StreamName, str]:
@@ -181,8 +191,10 @@ def _factor(moe: MoEConfig, capacity: str) -> float | None:
         factor = float(capacity)
     except ValueError:
         factor = 0.0
-    if not 0 < factor < float("inf"):
-        raise UsageError(f"--capacity {capacity}: give train, eval, dropless, or a factor above 0 such as 1.25")
+    if not 0 < factor <= MAX_FACTOR:
+        raise UsageError(
+            f"--capacity {capacity}: give train, eval, dropless, or a factor above 0, at most {MAX_FACTOR}"
+        )
     return factor
 
 

@@ -27,9 +27,11 @@ from vlmoe_core.analysis.routing.tokens import SpecialIds, stream_of
 from vlmoe_core.analysis.routing.trace import Trace, encoder_of
 from vlmoe_core.data.batch import Batch
 from vlmoe_core.data.config import STREAMS, StreamName
-from vlmoe_core.data.loader import MicroBatch, load_all
+from vlmoe_core.data.loader import MicroBatch, MicroBatches, load_all
 from vlmoe_core.errors import UsageError
+from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.objectives.contrastive import alone
+from vlmoe_core.tasks.task import open_task
 from vlmoe_core.train.evaluate import draw_as_held_out
 from vlmoe_core.train.parallel import gather_on_main, refuse_broken, started_processes
 from vlmoe_core.train.reporter import Reporter
@@ -82,10 +84,11 @@ def route(
     """
     if other is not None:
         _refuse_unlike(request.trained, other)
+    dataset = dataset_of(request)
     counts = _Counts.of(request, write)
     encoders = [encoder_of(one.objective).to(process.device) for one in (request.trained, other) if one is not None]
     broken: list[str] = []
-    for micro in _micros(request, process, reporter):
+    for micro in _micros(request, dataset, process, reporter):
         broken.extend(micro.broken)
         draw_as_held_out(micro.number)
         for batch, names in _views(micro, request):
@@ -93,7 +96,7 @@ def route(
     if request.recipe.data.on_error == "raise":
         refuse_broken(broken)
     parts = gather_on_main(counts.part())
-    return _found(request, other, counts, parts) if parts else None
+    return _found(request, other, counts, parts, _groups(request, dataset)) if parts else None
 
 
 def _refuse_unlike(first: Trained, second: Trained) -> None:
@@ -104,11 +107,22 @@ def _refuse_unlike(first: Trained, second: Trained) -> None:
             f"{second.path} can't be compared: it has another text tokenizer, image_size or patch_size, so the two "
             "models do not read the same tokens; compare checkpoints of one run, or runs that share their tokenizers"
         )
+    positions = [one.recipe.model.max_text_length for one in (first, second)]
+    if positions[1] < positions[0]:
+        lengths = f"{positions[1]} tokens of a text, not {positions[0]}"
+        raise UsageError(f"{second.path} can't be compared: it reads {lengths}")
+    if not _sites(first.recipe.model) & _sites(second.recipe.model):
+        raise UsageError(f"{second.path} can't be compared: the two models have no sparse layer in common")
 
 
-def _micros(request: Request, process: Process, reporter: Reporter) -> Iterator[MicroBatch]:
+def _sites(model: ModelConfig) -> set[tuple[str, int]]:
+    """Modality and 0-based block of every sparse layer."""
+    own = {"vision": ("vision",), "text": ("text",), "shared": ("vision", "text")}
+    return {(modality, layer) for pool in model.pools for modality in own[pool] for layer in model.sparse_layers(pool)}
+
+
+def _micros(request: Request, dataset: MicroBatches, process: Process, reporter: Reporter) -> Iterator[MicroBatch]:
     """This process's share of the groups; tells how many are done."""
-    dataset = dataset_of(request)
     numbers = range(process.rank, dataset.num_micros, process.ranks)
     reporter.counted(len(numbers))
     micros = load_all(dataset, numbers, request.recipe.data, started_processes("LOCAL_WORLD_SIZE"))
@@ -183,10 +197,18 @@ class _Part:
     read: Counter[StreamName]
 
 
-def _found(request: Request, other: Trained | None, counts: _Counts, parts: Sequence[_Part]) -> Found:
+def _groups(request: Request, dataset: MicroBatches) -> dict[StreamName, int]:
+    """Examples of each stream that the encoder sees in a routing group."""
+    task = request.recipe.task
+    return {stream: dataset.sizes[open_task(task).stream if task else stream] for stream in request.tasks}
+
+
+def _found(
+    request: Request, other: Trained | None, counts: _Counts, parts: Sequence[_Part], groups: Mapping[StreamName, int]
+) -> Found:
     tables, flows, pools = merge([part.counted for part in parts])
     trace = replace(counts.trace, tables=dict(tables), flows=dict(flows), pools=dict(pools))
-    trained, micro = request.trained, request.recipe.batch.micro
+    trained = request.trained
     crosses = _summed([part.crosses for part in parts])
     read: Counter[StreamName] = sum((part.read for part in parts), Counter())
     summary = RoutingSummary(
@@ -194,7 +216,7 @@ def _found(request: Request, other: Trained | None, counts: _Counts, parts: Sequ
         step=trained.step,
         data=f"data.{request.split} of {request.data}",
         capacity=request.capacity,
-        group={stream: micro.of(stream) for stream in read if micro.of(stream)},
+        group={stream: groups[stream] for stream in read},
         examples={stream: count for stream, count in read.items()},
         cells=summarise(trace, trained.tokenizers.text.pieces),
         other=str(other.path) if other is not None else None,

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from vlmoe_core.analysis.routing.measures import Counts, gini, information, liked_words, variation
-from vlmoe_core.analysis.routing.summary import CellSummary, LikedWord
+from vlmoe_core.analysis.routing.measures import Counts, gini, information, information_over, liked_words, variation
+from vlmoe_core.analysis.routing.summary import CellSummary, Information, LikedWord
 from vlmoe_core.analysis.routing.tables import Cell, Tables
 from vlmoe_core.analysis.routing.tokens import KINDS
 from vlmoe_core.analysis.routing.trace import Trace
@@ -91,7 +91,8 @@ def _summary(trace: Trace, cell: Cell, naming: Naming | None, seed: int) -> Cell
         pool=trace.pools[cell],
         flow_from=before,
         flow=None if before is None else trace.flows[cell].tolist(),
-        information={name: information(table_LE, seed=seed) for name, table_LE in labelled if table_LE.any()},
+        information={name: information(table_LE, seed=seed) for name, table_LE in labelled if table_LE.any()}
+        | _of_classes(tables),
         words=_words(tables, naming),
         **_loads(tables),
         **_gates(tables),
@@ -179,7 +180,12 @@ def _labelled(cell: Cell, tables: Tables, naming: Naming | None) -> Iterator[tup
         yield "word class", _by_class(word_VE, naming.pieces)
     yield "place", _array(tables.place_PE)
     yield "kind", _array(tables.kind_JE)
-    yield "class", _array(tables.class_CE)
+
+
+def _of_classes(tables: Tables) -> dict[str, Information]:
+    """What the expert tells of the class, which all tokens of an example share: shuffled by examples."""
+    class_CE = _array(tables.class_CE)
+    return {"class": information_over(class_CE, _array(tables.shuffled_class_RCE))} if class_CE.any() else {}
 
 
 def _by_class(word_VE: Counts, pieces: Sequence[str]) -> Counts:

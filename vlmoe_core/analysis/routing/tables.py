@@ -1,7 +1,7 @@
 """Counts of one sparse layer, modality and task. Their size does not depend on how many tokens are counted.
 
 Axis letters: T tokens, K choices of a token, E experts, P places, J kinds of tokens, V words, C classes, B bins,
-S sequences, F experts of the layer before.
+S sequences, F experts of the layer before, R shuffles.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vlmoe_core.analysis.routing.tokens import KINDS, TokenFacts
+from vlmoe_core.analysis.routing.tokens import KINDS, SHUFFLES, TokenFacts
 from vlmoe_core.moe.plan import RoutingPlan
 
 BINS = 20
@@ -80,6 +80,8 @@ class Tables:
     """First choices of words that the model sees, by id."""
     class_CE: Tensor
     """First choices by class of the example."""
+    shuffled_class_RCE: Tensor
+    """The same R times, classes dealt anew to the examples of each batch."""
 
     @property
     def num_tokens(self) -> int:
@@ -111,6 +113,7 @@ def empty_tables(modality: str, sizes: Sizes, device: torch.device) -> Tables:
         together_EE=counts(experts, experts),
         word_VE=counts(sizes.words, experts),
         class_CE=counts(sizes.classes, experts),
+        shuffled_class_RCE=counts(SHUFFLES if sizes.classes else 0, sizes.classes, experts),
     )
 
 
@@ -137,10 +140,21 @@ def count(tables: Tables, plan: RoutingPlan, facts: TokenFacts) -> None:
         if table.shape[0]:
             known_T = label_T >= 0
             _tally(table, (label_T * experts + first_T)[known_T])
+    _count_shuffled(tables, first_T, facts)
     pairs_TKK = plan.expert_TK[:, :, None] * experts + plan.expert_TK[:, None, :]
     _tally(tables.together_EE, pairs_TKK)
     _count_gates(tables, plan)
     _count_dropped_shares(tables, dropped_T, top_k, facts)
+
+
+def _count_shuffled(tables: Tables, first_T: Tensor, facts: TokenFacts) -> None:
+    table_RCE, class_RT = tables.shuffled_class_RCE, facts.shuffled_class_RT
+    if class_RT is None or not table_RCE.shape[0]:
+        return
+    _, classes, experts = table_RCE.shape
+    shuffle_R1 = torch.arange(class_RT.shape[0], device=class_RT.device)[:, None]
+    place_RT = (shuffle_R1 * classes + class_RT) * experts + first_T
+    _tally(table_RCE, place_RT[class_RT >= 0])
 
 
 def _count_gates(tables: Tables, plan: RoutingPlan) -> None:

@@ -1,6 +1,6 @@
 """What each token of an encoder's batch is: its kind, its place, its sequence, its word.
 
-Axis letters: T tokens, S sequences.
+Axis letters: T tokens, S sequences, X examples, R shuffles.
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ VISION_KINDS = ("[CLS]", "patch", "masked patch")
 TEXT_KINDS = ("[CLS]", "word", "masked word", "[SEP]", "[PAD]")
 """Kinds of text tokens; a masked word is one that the model must predict, whatever stands in its place."""
 KINDS = {"vision": VISION_KINDS, "text": TEXT_KINDS}
+SHUFFLES = 20
+"""R, how often labels are shuffled for the control of mutual information."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class TokenFacts:
     """int64, class of the token's example, -1 where none is known."""
     num_sequences: int
     """S."""
+    shuffled_class_RT: Tensor | None = None
+    """int64, the same R times with the classes dealt anew to the examples of the batch; null: no class is known."""
 
 
 def stream_of(batch: Batch) -> StreamName:
@@ -62,7 +66,7 @@ def facts_of(batch: Batch, layout: Layout, special: SpecialIds | None) -> dict[s
         layout: where its tokens stand.
         special: ids that are no words; null: [SEP] and [PAD] count as words.
     """
-    images, classes_S = layout.num_image_tokens, _classes(batch)
+    images, classes_S, shuffled_RS = layout.num_image_tokens, _classes(batch), _shuffled_classes(batch)
     found = {}
     if images:
         sequence_T = layout.sequence_T[:images]
@@ -73,6 +77,7 @@ def facts_of(batch: Batch, layout: Layout, special: SpecialIds | None) -> dict[s
             word_T=torch.full_like(sequence_T, -1),
             class_T=classes_S[sequence_T],
             num_sequences=layout.num_sequences,
+            shuffled_class_RT=None if shuffled_RS is None else shuffled_RS[:, sequence_T],
         )
     if images < layout.sequence_T.shape[0]:
         kind_T = _text_kinds(batch, special)
@@ -83,6 +88,7 @@ def facts_of(batch: Batch, layout: Layout, special: SpecialIds | None) -> dict[s
             word_T=torch.where(kind_T == TEXT_KINDS.index("word"), batch.text_ids_T, -1),
             class_T=classes_S[batch.sequence_of_text],
             num_sequences=layout.num_sequences,
+            shuffled_class_RT=None if shuffled_RS is None else shuffled_RS[:, batch.sequence_of_text],
         )
     return found
 
@@ -103,6 +109,24 @@ def _text_kinds(batch: Batch, special: SpecialIds | None) -> Tensor:
 
 def _classes(batch: Batch) -> Tensor:
     """(S,) the class of each sequence's example, where targets are numbers of classes; else -1."""
+    classes_X = _class_of_examples(batch)
+    return torch.full_like(batch.example_of_sequence, -1) if classes_X is None else classes_X[batch.example_of_sequence]
+
+
+def _shuffled_classes(batch: Batch) -> Tensor | None:
+    """(R, S) the same with the classes dealt anew to the examples: all tokens of an example keep one class.
+
+    What is drawn depends on the examples' positions alone.
+    """
+    classes_X = _class_of_examples(batch)
+    if classes_X is None:
+        return None
+    drawn = torch.Generator().manual_seed(int(batch.positions.sum()))
+    order_RX = torch.stack([torch.randperm(batch.num_examples, generator=drawn) for _ in range(SHUFFLES)])
+    return classes_X[order_RX.to(classes_X.device)][:, batch.example_of_sequence]
+
+
+def _class_of_examples(batch: Batch) -> Tensor | None:
     if batch.targets is None or batch.targets.dim() != 1 or batch.targets.is_floating_point():
-        return torch.full_like(batch.example_of_sequence, -1)
-    return batch.targets.to(torch.int64)[batch.example_of_sequence]
+        return None
+    return batch.targets.to(torch.int64)

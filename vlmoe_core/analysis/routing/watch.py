@@ -1,7 +1,9 @@
 """Routing statistics of a run's own evaluations, for its metrics and trackers."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from statistics import fmean
 
 from torch import nn
 
@@ -9,7 +11,9 @@ from vlmoe_core.analysis.routing.measures import gini
 from vlmoe_core.analysis.routing.request import tasks_of
 from vlmoe_core.analysis.routing.summarise import counted, merge
 from vlmoe_core.analysis.routing.tables import Tables
-from vlmoe_core.analysis.routing.trace import Trace, encoder_of, listening
+from vlmoe_core.analysis.routing.trace import Trace, listening
+from vlmoe_core.data.batch import Batch
+from vlmoe_core.model.encoder import Encoded, Encoder
 from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.train.parallel import gather_objects
 
@@ -18,21 +22,31 @@ from vlmoe_core.train.parallel import gather_objects
 def watch_routing(objective: nn.Module, recipe: Recipe) -> Iterator[Callable[[], Mapping[str, float]]]:
     """Count the routing of all forward passes inside the `with` block.
 
-    Yields what gives the figures, over all processes, which must all call it:
-    `routing/<task>/<layer>/<modality>/{dropped,entropy,confidence,gini}`; entropy in nats, the others from 0 to 1.
+    Yields what gives the figures, over all processes, which must all call it: means over the sparse layers, as
+    `routing/<task>/<modality>/{dropped,entropy,confidence,gini}`; entropy in nats, the others from 0 to 1. Views for
+    image-text contrast, in which nothing is hidden, are left out. An objective with several encoders
+    has no figures.
     """
-    found = Trace(encoder_of(objective).config, vocab_size=0, tasks=tasks_of(recipe))
-    with listening(objective, found.receive):
+    encoders = [module for module in objective.modules() if isinstance(module, Encoder)]
+    if len(encoders) != 1:
+        yield dict
+        return
+    found = Trace(encoders[0].config, vocab_size=0, tasks=tasks_of(recipe))
+
+    def receive(batch: Batch, encoded: Encoded) -> None:
+        if recipe.task is not None or batch.num_masked_patches or batch.num_masked_words:
+            found.receive(batch, encoded)
+
+    with listening(objective, receive):
         yield lambda: _figures(found)
 
 
 def _figures(found: Trace) -> dict[str, float]:
     tables, _, _ = merge(gather_objects(counted(found)))
-    return {
-        f"routing/{cell.task.replace(' ', '_')}/{cell.layer}/{cell.modality}/{name}": value
-        for cell, own in sorted(tables.items())
-        for name, value in _of_cell(own).items()
-    }
+    layers: dict[str, list[dict[str, float]]] = defaultdict(list)
+    for cell, own in sorted(tables.items()):
+        layers[f"routing/{cell.task.replace(' ', '_')}/{cell.modality}"].append(_of_cell(own))
+    return {f"{key}/{name}": fmean(one[name] for one in own) for key, own in layers.items() for name in own[0]}
 
 
 def _of_cell(tables: Tables) -> dict[str, float]:

@@ -231,7 +231,6 @@ class Retrieval(Task):
     """Ranks all captions for a picture and all pictures for a caption; recall at 1, 5 and 10."""
 
     stream = "pair"
-    inputs = INPUTS
     best = "mean"
     tested = "ir@1"
     needs_whole_batch = True
@@ -239,6 +238,7 @@ class Retrieval(Task):
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.inputs = INPUTS if config.itm_weight else INPUTS[:2]
 
     def find_labels(self, train: Iterable[Example], held_out: Iterable[Example]) -> Labels:
         """None."""

@@ -37,7 +37,7 @@ function toldLines(cells) {
   const best = largest(tops);
   const { task, modality } = cells[0];
   return layerLines({
-    label: `Bits that the first choice tells of each label over chance, ${task}, ${modality}, over the layers, with 95 % intervals: most of the ${labels[best]}, ${fixed(tops[best])} bits.`,
+    label: `Bits that the first choice tells of each label over chance, ${task}, ${modality}, over the layers, with 95 % intervals over the shuffles: most of the ${labels[best]}, ${fixed(tops[best])} bits.`,
     lines, yTitle: "bits over chance", value: fixed,
   });
 }

@@ -135,7 +135,7 @@ def test_the_raw_trace_adds_up_to_the_counts(work: Path, tmp_path: Path) -> None
         (("--capacity", "1e30"), "--capacity 1e30: give train"),
         (("--out", "base.yaml"), "no report can be written to base.yaml"),
         (("--tasks", "mln"), "--tasks mln: this data has no such task; did you mean 'mlm'"),
-        (("--split", "test"), "--split test: data.test has no source for it; these have: eval, train"),
+        (("--split", "test"), "--split test: data.test has no source; these have: eval, train"),
         (("--compare", "nothing"), "no checkpoint at nothing"),
         (("--data", "nothing.yaml"), "nothing.yaml"),
     ],

@@ -140,12 +140,16 @@ def test_every_type_finds_pictures_and_speaks_the_truth(sort: StatementType) -> 
 
 
 def test_sentences_are_many_and_of_many_sorts() -> None:
-    texts = [sentence.text for found in SETS for sentence in found.sentences]
-    assert len(set(texts)) > 0.2 * len(texts)
-    starts = Counter(" ".join(text.split()[:2]) for text in texts)
+    """Of what whole pictures show little can be said: the other types are many."""
+    sets = [*SETS, *(make_pair_set("train", 0, number) for number in range(400, 1000))]
+    said = [sentence for found in sets for sentence in found.sentences]
+    whole = {"darker", "total", "largest"}
+    texts = [sentence.text for sentence in said[:800] if sentence.statement_type not in whole]
+    assert len(set(texts)) > 0.35 * len(texts)
+    starts = Counter(" ".join(sentence.text.split()[:2]) for sentence in said)
     starts_wanted = "the left", "only the", "exactly one", "both pictures", "neither picture", "there are", "the two"
     for start in (*starts_wanted, "the background", "the largest"):
-        assert starts[start] > 5, start
+        assert starts[start] > 20, start
 
 
 def test_grounds_that_are_called_darker_are_drawn_darker() -> None:

@@ -134,20 +134,20 @@ def test_several_sources_are_scored_whole(vqa: Trained) -> None:
 
 
 def test_the_split_is_test_then_eval_or_the_one_that_is_asked_for(vqa: Trained) -> None:
-    data, task = vqa.recipe.data, task_of(vqa)
-    assert choose_split(data, task, None) == "test"
-    assert choose_split(data.model_copy(update={"test": DataConfig(train=data.test).test}), task, None) == "eval"
-    assert choose_split(data, task, "train") == "train"
+    data, streams = vqa.recipe.data, (task_of(vqa).stream,)
+    assert choose_split(data, streams, None) == "test"
+    assert choose_split(data.model_copy(update={"test": DataConfig(train=data.test).test}), streams, None) == "eval"
+    assert choose_split(data, streams, "train") == "train"
     with pytest.raises(UsageError, match=r"^--split dev: data\.dev\.pair has no source; these have: test, eval, train"):
-        choose_split(data, task, "dev")
+        choose_split(data, streams, "dev")
     with pytest.raises(UsageError, match=r"no data\.test\.pair and no data\.eval\.pair; give --data"):
-        choose_split(DataConfig(train=data.train), task, None)
+        choose_split(DataConfig(train=data.train), streams, None)
 
 
 def test_a_split_without_the_tasks_stream_is_none(vqa: Trained, runs: dict[str, Path]) -> None:
     nli = task_of(load_trained(runs["nli"]))
     with pytest.raises(UsageError, match=r"data\.test\.text"):
-        choose_split(vqa.recipe.data, nli, None)
+        choose_split(vqa.recipe.data, (nli.stream,), None)
 
 
 def test_another_recipes_data(vqa: Trained, tmp_path: Path) -> None:

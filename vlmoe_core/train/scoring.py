@@ -84,7 +84,7 @@ def ask(trained: Trained, data: str | None, split: str | None, limit: int | None
         if on_error not in ("raise", "skip"):
             raise UsageError(f"--on-error {on_error}: give raise or skip")
         found = found.model_copy(update={"on_error": on_error})
-    return Asked(found, choose_split(found, open_task(trained.recipe.task), split), limit)
+    return Asked(found, choose_split(found, (open_task(trained.recipe.task).stream,), split), limit)
 
 
 def _data_of(recipe: str) -> DataConfig:
@@ -95,19 +95,20 @@ def _data_of(recipe: str) -> DataConfig:
     return validated(DataConfig, data, str(read.path))
 
 
-def choose_split(data: DataConfig, task: Task, wanted: str | None) -> str:
-    """The split to score on: the one that is wanted, else test, else eval.
+def choose_split(data: DataConfig, streams: Sequence[StreamName], wanted: str | None) -> str:
+    """The split to read: the one that is wanted, else test, else eval, of those with sources of one of the streams.
 
     Raises UsageError where there is none of that name, or none at all.
     """
-    there = [name for name in reversed(SPLITS) if getattr(getattr(data, name), task.stream)]
+    where = f".{streams[0]}" if len(streams) == 1 else ""
+    there = [name for name in reversed(SPLITS) if any(getattr(getattr(data, name), stream) for stream in streams)]
     if wanted is not None and wanted not in there:
         raise UsageError(
-            f"--split {wanted}: data.{wanted}.{task.stream} has no source; these have: {', '.join(there) or 'none'}"
+            f"--split {wanted}: data.{wanted}{where} has no source; these have: {', '.join(there) or 'none'}"
         )
     held_out = [name for name in there if name != "train"]
     if wanted is None and not held_out:
-        raise UsageError(f"the recipe has no data.test.{task.stream} and no data.eval.{task.stream}; give --data")
+        raise UsageError(f"the recipe has no data.test{where} and no data.eval{where}; give --data")
     return wanted or held_out[0]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vlmoe_core.analysis.routing.trace import PRETRAINING_TASKS
 from vlmoe_core.config import Config, nearest
-from vlmoe_core.data.config import SPLITS, STREAMS, DataConfig, StreamName, TextLengthConfig
+from vlmoe_core.data.config import STREAMS, DataConfig, StreamName, TextLengthConfig
 from vlmoe_core.data.loader import MicroBatches
 from vlmoe_core.errors import RecipeError, UsageError
 from vlmoe_core.model.config import ModelConfig
@@ -22,6 +22,7 @@ from vlmoe_core.tasks.task import open_task
 from vlmoe_core.train.build import build_dataset, build_objective, whole_dataset
 from vlmoe_core.train.config import BatchConfig
 from vlmoe_core.train.fitting import obtain_labels
+from vlmoe_core.train.scoring import choose_split
 from vlmoe_core.train.trained import Trained
 
 MAX_FACTOR = 1_000_000
@@ -86,11 +87,12 @@ def make_request(trained: Trained, asked: Asked) -> Request:
     """
     recipe, data = (trained.recipe, "its own recipe") if asked.data is None else _with_data(trained.recipe, asked.data)
     tasks = _chosen(tasks_of(recipe), asked.tasks)
+    streams = (open_task(recipe.task).stream,) if recipe.task else tuple(tasks)
     return Request(
         trained=with_capacity(trained, asked.capacity),
         recipe=recipe,
         data=data,
-        split=_split(recipe, tasks, asked.split),
+        split=choose_split(recipe.data, streams, asked.split),
         tasks=tasks,
         limit=asked.limit or recipe.train.eval_examples,
         capacity=capacity_words(trained.recipe.model, asked.capacity),
@@ -139,20 +141,6 @@ def _chosen(tasks: Mapping[StreamName, str], wanted: Sequence[str]) -> dict[Stre
         if name not in tasks.values():
             raise UsageError(f"--tasks {name}: this data has no such task; {nearest(name, list(tasks.values()))}")
     return {stream: task for stream, task in tasks.items() if not wanted or task in wanted}
-
-
-def _split(recipe: Recipe, tasks: Mapping[StreamName, str], wanted: str | None) -> str:
-    """The split to read: the one that is wanted, else test, else eval."""
-    streams = {open_task(recipe.task).stream} if recipe.task else set(tasks)
-    there = [name for name in reversed(SPLITS) if any(getattr(getattr(recipe.data, name), s) for s in streams)]
-    if wanted is not None and wanted not in there:
-        raise UsageError(
-            f"--split {wanted}: data.{wanted} has no source for it; these have: {', '.join(there) or 'none'}"
-        )
-    held_out = [name for name in there if name != "train"]
-    if wanted is None and not held_out:
-        raise UsageError("the recipe has no data.test and no data.eval for this; give --data, or --split train")
-    return wanted or held_out[0]
 
 
 def dataset_of(request: Request) -> MicroBatches:

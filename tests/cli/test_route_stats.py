@@ -94,15 +94,17 @@ def test_a_model_agrees_with_itself(work: Path) -> None:
 
 
 def test_two_processes_count_the_same(work: Path, tmp_path: Path) -> None:
-    alone = told(work, "--model", "runs/base")
+    asked = ("--model", "runs/base", "--split", "train", "--limit", "7")  # several groups, the last one smaller
+    alone = told(work, *asked)
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [sys.executable, "-m", *launcher, "-m", "vlmoe_cli"]
-    command += ["route-stats", "--model", "runs/base", "--out", str(tmp_path / "r"), "--json"]
+    command += ["route-stats", *asked, "--out", str(tmp_path / "r"), "--json"]
     done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     exact = ("tokens", "wanted", "got", "first", "places", "kinds", "flow", "dropped_by_kind", "words")
     assert found["examples"] == alone["examples"]
+    assert all(alone["examples"][stream] > size for stream, size in alone["group"].items())
     for here, there in zip(alone["cells"], found["cells"], strict=True):
         assert {name: here[name] for name in exact} == {name: there[name] for name in exact}
         assert there["entropy"] == pytest.approx(here["entropy"], rel=1e-9)

@@ -1,11 +1,14 @@
 """What holds for every test: uninitialised memory shows itself, and skips are printed and checked."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils import deterministic
 
+from tests.hub.connect import connected
+from tests.hub.fake_hub import FakeHub, running_hub
 from tests.skips import EXPECTED_FILE, SkipReport, read_reasons
 
 
@@ -22,3 +25,10 @@ def _uninitialised_memory_is_nan() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(algorithms)
     deterministic.fill_uninitialized_memory = fill
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A Hub on the loopback device; huggingface_hub talks to it, logged in, with its cache in a folder of the test."""
+    with running_hub() as hub, connected(hub, tmp_path / "hf-home", monkeypatch):
+        yield hub

@@ -32,7 +32,7 @@ def inspect(path: PathArgument, json: JsonOption = False) -> None:
     """Print step, size, tensors and experts of a checkpoint; reads no tensor."""
     from dataclasses import asdict
 
-    from vlmoe_core.checkpoint.layout import resolve
+    from vlmoe_core.checkpoint.locate import resolve
     from vlmoe_core.checkpoint.summary import inspect_checkpoint
 
     summary = inspect_checkpoint(resolve(path))
@@ -47,7 +47,7 @@ def inspect(path: PathArgument, json: JsonOption = False) -> None:
 @app.command(epilog=examples("vlmoe checkpoint verify runs/quickstart-pretrain", "vlmoe checkpoint verify PATH --json"))
 def verify(path: PathArgument, json: JsonOption = False) -> None:
     """Compare every byte of a checkpoint with its manifest; exit code 1 if anything differs."""
-    from vlmoe_core.checkpoint.layout import resolve
+    from vlmoe_core.checkpoint.locate import resolve
     from vlmoe_core.checkpoint.summary import verify_checkpoint
     from vlmoe_core.errors import CheckpointError
 

@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlmoe_cli.options import JsonOption, OnErrorOption
+from vlmoe_cli.options import JsonOption, OnErrorOption, PublicOption, PushToOption
 from vlmoe_cli.output import Output
+from vlmoe_cli.pushing import push_request, send_after
 
 if TYPE_CHECKING:
+    from vlmoe_core.hub.push import PushRequest
     from vlmoe_core.tasks.task import Task
     from vlmoe_core.train.scoring import Asked, Evaluated
     from vlmoe_core.train.trained import Trained
@@ -46,17 +48,20 @@ def evaluate(
         Path | None, typer.Option(help="Another model: a paired test on the same examples.", show_default=False)
     ] = None,
     on_error: OnErrorOption = None,
+    push_to: PushToOption = None,
+    public: PublicOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Score a finetuned model on a whole split."""
+    """Score a finetuned model on a whole split, and keep the result beside the model."""
     from vlmoe_core.errors import UsageError
     from vlmoe_core.tasks.task import named_task, open_task
     from vlmoe_core.train.scoring import ask
     from vlmoe_core.train.trained import load_finetuned, newest_finetuned
 
     out = Output(json)
-    name = named_task(task)
-    trained = load_finetuned(model or newest_finetuned(name), name)
+    name, push = named_task(task), push_request(push_to, public)
+    model = model or newest_finetuned(name)
+    trained = load_finetuned(model, name)
     other = load_finetuned(compare, name) if compare is not None else None
     asked = ask(trained, data, split, limit, on_error)
     assert trained.recipe.task is not None
@@ -73,7 +78,20 @@ def evaluate(
     if evaluated.scores is None and submission is not None:
         out.data({"task": name, "model": trained.path, "n": len(evaluated.records), "submission": submission})
         return
-    _report(out, kind, trained, asked, evaluated, other, beside)
+    report = _report(out, kind, trained, asked, evaluated, other, beside)
+    _keep(out, model, trained, asked, report, push)
+
+
+def _keep(
+    out: Output, model: Path, trained: "Trained", asked: "Asked", report: dict[str, Any], push: "PushRequest | None"
+) -> None:
+    """Keep the result where the model lies, and add it to the Hub if asked to."""
+    from vlmoe_core.hub.measured import home_of, keep, result_files
+
+    with home_of(model, trained.path) as home:
+        keep(home, trained, asked, report)
+        if push is not None:
+            send_after(out, result_files(home, trained, push.repo), push)
 
 
 def _answers(
@@ -105,8 +123,8 @@ def _report(
     evaluated: "Evaluated",
     other: "Trained | None",
     beside: "Evaluated | None",
-) -> None:
-    """Metrics, baselines, and the comparison."""
+) -> dict[str, Any]:
+    """Metrics, baselines, and the comparison, shown; the report."""
     from vlmoe_core.errors import DataError
     from vlmoe_core.train.scoring import baselines, comparison, report
 
@@ -126,6 +144,7 @@ def _report(
         result["comparison"] = comparison(kind, evaluated, beside, other)
         out.record(result["comparison"], title="Paired comparison, percentage points")
     out.data(result)
+    return result
 
 
 def _show(out: Output, result: dict[str, Any]) -> None:

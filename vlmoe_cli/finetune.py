@@ -1,6 +1,7 @@
 """`vlmoe finetune`: train a task on a pretrained model, or from scratch."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,12 +13,15 @@ from vlmoe_cli.options import (
     OnErrorOption,
     OutOption,
     OverwriteOption,
+    PublicOption,
+    PushToOption,
     RecipeArgument,
     ResumeOption,
     SetOption,
+    StartOption,
 )
 from vlmoe_cli.output import Output
-from vlmoe_cli.running import run_arguments, run_here
+from vlmoe_cli.running import Typed, push_run, run_here
 
 if TYPE_CHECKING:
     from vlmoe_core.recipe.load import LoadedRecipe
@@ -33,10 +37,7 @@ EXAMPLES = (
 def finetune(
     recipe: RecipeArgument,
     overrides: SetOption = None,
-    model: Annotated[
-        Path | None,
-        typer.Option(help="Run or checkpoint folder to start from; beats the recipe's init.", show_default=False),
-    ] = None,
+    model: StartOption = None,
     out: OutOption = None,
     resume: ResumeOption = None,
     overwrite: OverwriteOption = False,
@@ -45,45 +46,52 @@ def finetune(
         int, typer.Option(min=1, help="Run so many seeds, from the recipe's on, and report mean and spread.")
     ] = 1,
     on_error: OnErrorOption = None,
+    push_to: PushToOption = None,
+    public: PublicOption = False,
     json: JsonOption = False,
 ) -> None:
     """Finetune a model on a task: vqa, nlvr2, retrieval, classification or nli."""
     from vlmoe_core.errors import UsageError
+    from vlmoe_core.recipe.load import read_recipe
     from vlmoe_core.train.init import load_run_recipe
 
-    changed = [*(overrides or ()), *([f"data.on_error={on_error}"] if on_error else [])]
-    loaded = load_run_recipe(recipe, changed, model)
-    if loaded.recipe.task is None:
+    changed = (*(overrides or ()), *([f"data.on_error={on_error}"] if on_error else []))
+    task = read_recipe(recipe, changed).tree.child("task")
+    if task is None or task.value is None:
         raise UsageError(f"'{recipe}' pretrains: it has an objective and no task; run it with vlmoe pretrain {recipe}")
+    loaded = load_run_recipe(recipe, changed, model)
+    typed = Typed(changed, model, out, resume, overwrite, push_to, public, json)
+    runs = [(loaded, typed)]
     if seeds > 1:
-        _check_alone(num_processes, json)
-    runs: list[tuple[LoadedRecipe, Path | None]] = [(loaded, out)]
-    if seeds > 1:
-        runs = [_seeded(recipe, changed, model, loaded, number, out) for number in range(seeds)]
+        _check_alone(num_processes, typed)
+        runs = [_seeded(recipe, loaded, typed, number) for number in range(seeds)]
     if num_processes is not None:
-        for one, folder in runs:
-            _launch(num_processes, recipe, changed, model, one, folder, resume, overwrite, json)
+        for _, one in runs:
+            _launch(num_processes, recipe, one)
         if seeds > 1:
-            _show(Output(json), [folder for _, folder in runs if folder], [], loaded)
+            _show(Output(json), [one.out for _, one in runs if one.out], [], loaded)
         return
-    outcomes = [_run(one, folder, resume, overwrite) for one, folder in runs]
+    outcomes = [_run(one, words) for one, words in runs]
     if outcomes[0].is_main:
         _show(Output(json), [outcome.folder for outcome in outcomes], outcomes, loaded)
+    push_run(Output(json), outcomes[0], typed)
 
 
-def _check_alone(num_processes: int | None, json: bool) -> None:
+def _check_alone(num_processes: int | None, typed: Typed) -> None:
     """Raises UsageError where runs one after the other can't be."""
     from vlmoe_core.errors import UsageError
 
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UsageError("--seeds starts one run after the other: give --num-processes N instead of a launcher")
-    if num_processes is not None and json:
+    if num_processes is not None and typed.json:
         raise UsageError("--seeds with --num-processes prints no JSON: every run's metrics.jsonl has its figures")
+    if typed.push_to is not None:
+        raise UsageError("--seeds makes several runs and --push-to takes one; push the one you want with vlmoe push")
 
 
-def _run(one: "LoadedRecipe", folder: Path | None, resume: str | None, overwrite: bool) -> "Outcome":
+def _run(one: "LoadedRecipe", typed: Typed) -> "Outcome":
     """One run in this process; Ctrl-C ends the command and tells how to go on."""
-    outcome = run_here(one, folder, resume, overwrite)
+    outcome = run_here(one, typed)
     if outcome.signal is not None and not outcome.finished:
         if outcome.is_main:
             done = f"interrupted after step {outcome.step} of {one.recipe.train.steps}"
@@ -92,33 +100,20 @@ def _run(one: "LoadedRecipe", folder: Path | None, resume: str | None, overwrite
     return outcome
 
 
-def _seeded(
-    recipe: str, overrides: list[str], model: Path | None, loaded: "LoadedRecipe", number: int, out: Path | None
-) -> tuple["LoadedRecipe", Path]:
+def _seeded(recipe: str, loaded: "LoadedRecipe", typed: Typed, number: int) -> tuple["LoadedRecipe", Typed]:
     """The recipe with another seed, and its run folder inside that of all seeds."""
     from vlmoe_core.train.init import load_run_recipe
 
     seed = loaded.recipe.seed + number
-    whole = out or Path(loaded.recipe.out or Path("runs") / loaded.name.replace("/", "-"))
-    return load_run_recipe(recipe, (*overrides, f"seed={seed}"), model), whole / f"seed-{seed}"
+    whole = typed.out or Path(loaded.recipe.out or Path("runs") / loaded.name.replace("/", "-"))
+    own = replace(typed, overrides=(*typed.overrides, f"seed={seed}"), out=whole / f"seed-{seed}")
+    return load_run_recipe(recipe, own.overrides, typed.model), own
 
 
-def _launch(
-    num_processes: int,
-    recipe: str,
-    overrides: list[str],
-    model: Path | None,
-    loaded: "LoadedRecipe",
-    out: Path | None,
-    resume: str | None,
-    overwrite: bool,
-    json: bool,
-) -> None:
+def _launch(num_processes: int, recipe: str, typed: Typed) -> None:
     from vlmoe_core.train.launch import launch
 
-    seeded = [*overrides, f"seed={loaded.recipe.seed}"]
-    arguments = run_arguments("finetune", recipe, seeded, out, resume, overwrite, json)
-    code = launch(num_processes, [*arguments, *(["--model", str(model)] if model else [])])
+    code = launch(num_processes, typed.arguments("finetune", recipe))
     if code:
         raise typer.Exit(code)
 

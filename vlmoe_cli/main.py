@@ -17,11 +17,15 @@ from vlmoe_cli import (
     data,
     env,
     evaluate,
+    export,
     finetune,
+    imports,
     predict,
     pretrain,
+    push,
     recipes,
     route_stats,
+    upcycle,
     validate,
 )
 from vlmoe_cli.errors import DEBUG_VARIABLE, guarded, show_tracebacks
@@ -51,6 +55,10 @@ app.command(
 app.command(epilog=examples(*finetune.EXAMPLES))(finetune.finetune)
 app.command(name="eval", epilog=examples(*evaluate.EXAMPLES))(evaluate.evaluate)
 app.command(name="route-stats", epilog=examples(*route_stats.EXAMPLES))(route_stats.route_stats)
+app.command(epilog=examples(*export.EXAMPLES))(export.export)
+app.command(epilog=examples(*push.EXAMPLES))(push.push)
+app.command(name="import", epilog=examples(*imports.EXAMPLES))(imports.import_weights)
+app.command(epilog=examples(*upcycle.EXAMPLES))(upcycle.upcycle)
 app.command(epilog=examples(*validate.EXAMPLES))(validate.validate)
 app.add_typer(data.app, name="data")
 app.add_typer(predict.app, name="predict")

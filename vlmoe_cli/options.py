@@ -20,12 +20,20 @@ SetOption = Annotated[
         show_default=False,
     ),
 ]
+StartOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--model",
+        help="Start from this model: a run, checkpoint or model folder, or hf-hub:ORG/NAME; beats the recipe's init.",
+        show_default=False,
+    ),
+]
 OutOption = Annotated[Path | None, typer.Option(help="Run folder; by default runs/NAME.", show_default=False)]
 ResumeOption = Annotated[
     str | None,
     typer.Option(
         metavar="auto|PATH",
-        help="Go on with a run: auto takes the newest checkpoint of the run folder, or starts it.",
+        help="Go on with a run (also hf-hub:ORG/NAME): auto takes the newest checkpoint of its folder, or starts it.",
         show_default=False,
     ),
 ]
@@ -41,6 +49,24 @@ OnErrorOption = Annotated[
         help="A broken example ends the command with its name, or is left out and counted.",
         show_default=False,
     ),
+]
+PushToOption = Annotated[
+    str | None,
+    typer.Option(
+        "--push-to",
+        metavar="ORG/NAME",
+        help="Also put it on the Hub, into this repository; a new one is private.",
+        show_default=False,
+    ),
+]
+PublicOption = Annotated[
+    bool, typer.Option("--public", help="Everybody may see what is pushed; by default a new repository is private.")
+]
+WithOptimizerOption = Annotated[
+    bool, typer.Option("--with-optimizer", help="Also push the optimiser's state, to go on training from the Hub.")
+]
+WithImagesOption = Annotated[
+    bool, typer.Option("--with-images", help="Push the report with its pictures, which are cut from your data.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document for machines.")]
 

@@ -9,12 +9,15 @@ from vlmoe_cli.options import (
     NumProcessesOption,
     OutOption,
     OverwriteOption,
+    PublicOption,
+    PushToOption,
     RecipeArgument,
     ResumeOption,
     SetOption,
+    StartOption,
 )
 from vlmoe_cli.output import Output
-from vlmoe_cli.running import run_arguments, run_here
+from vlmoe_cli.running import Typed, push_run, run_here
 
 if TYPE_CHECKING:
     from vlmoe_core.recipe.config import Recipe
@@ -24,28 +27,33 @@ if TYPE_CHECKING:
 def pretrain(
     recipe: RecipeArgument,
     overrides: SetOption = None,
+    model: StartOption = None,
     out: OutOption = None,
     resume: ResumeOption = None,
     overwrite: OverwriteOption = False,
     num_processes: NumProcessesOption = None,
+    push_to: PushToOption = None,
+    public: PublicOption = False,
     json: JsonOption = False,
 ) -> None:
     """Pretrain a model by masked data modelling on images, texts and pairs."""
     from vlmoe_core.errors import UsageError
-    from vlmoe_core.recipe.load import load_recipe, read_recipe
+    from vlmoe_core.recipe.load import read_recipe
+    from vlmoe_core.train.init import load_run_recipe
 
     task = read_recipe(recipe, overrides or ()).tree.child("task")
     if task is not None and task.value is not None:
         raise UsageError(f"'{recipe}' finetunes: it has a task and no objective; run it with vlmoe finetune {recipe}")
-    loaded = load_recipe(recipe, overrides or ())
+    loaded = load_run_recipe(recipe, overrides or (), model)
+    typed = Typed(tuple(overrides or ()), model, out, resume, overwrite, push_to, public, json)
     if num_processes is not None:
         from vlmoe_core.train.launch import launch
 
-        arguments = run_arguments("pretrain", recipe, overrides, out, resume, overwrite, json)
-        raise typer.Exit(launch(num_processes, arguments))
-    outcome = run_here(loaded, out, resume, overwrite)
+        raise typer.Exit(launch(num_processes, typed.arguments("pretrain", recipe)))
+    outcome = run_here(loaded, typed)
     if outcome.is_main:
         _show(Output(json), recipe, outcome, loaded.recipe)
+    push_run(Output(json), outcome, typed)
     if outcome.signal is not None and not outcome.finished:
         raise typer.Exit(128 + outcome.signal)
 

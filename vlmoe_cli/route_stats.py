@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlmoe_cli.options import JsonOption
+from vlmoe_cli.options import JsonOption, PublicOption, PushToOption, WithImagesOption
 from vlmoe_cli.output import Output
+from vlmoe_cli.pushing import push_request, send_after
 
 if TYPE_CHECKING:
     from vlmoe_core.analysis.routing.raw import Write
@@ -67,6 +68,9 @@ def route_stats(
             metavar="FILE", help="Also write every token's experts, to a .jsonl or .parquet file.", show_default=False
         ),
     ] = None,
+    push_to: PushToOption = None,
+    public: PublicOption = False,
+    with_images: WithImagesOption = False,
     json: JsonOption = False,
 ) -> None:
     """Show what the experts do: load, drops, entropy, and what each of them likes."""
@@ -74,11 +78,12 @@ def route_stats(
     from vlmoe_core.analysis.routing.files import make_folder, report_folder, write_all
     from vlmoe_core.analysis.routing.request import Asked, make_request, with_capacity
     from vlmoe_core.analysis.routing.run import Process, route
+    from vlmoe_core.hub.contents import report_files
     from vlmoe_core.train.parallel import end_processes, on_main
     from vlmoe_core.train.scoring import accelerator_of
     from vlmoe_core.train.trained import load_trained, newest_sparse
 
-    output = Output(json)
+    output, push = Output(json), push_request(push_to, public)
     trained = load_trained(model or newest_sparse())
     chosen = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
     request = make_request(trained, Asked(data, split, chosen, limit, capacity))
@@ -96,6 +101,8 @@ def route_stats(
     end_processes()
     if found is not None:
         _show(output, found, write_all(found, folder))
+        if push is not None:
+            send_after(output, report_files(folder, with_images), push)
 
 
 def _raw(file: Path | None, process: "Process") -> "AbstractContextManager[Write | None]":

@@ -1,7 +1,11 @@
 """What `pretrain` and `finetune` share: a run in this process, and its command for one of several."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from vlmoe_cli.output import Output
+from vlmoe_cli.pushing import PATIENCE, background_push, push_after, push_request
 
 if TYPE_CHECKING:
     from vlmoe_core.recipe.load import LoadedRecipe
@@ -9,21 +13,55 @@ if TYPE_CHECKING:
     from vlmoe_core.train.run import Outcome
 
 
-def run_here(loaded: "LoadedRecipe", out: Path | None, resume: str | None, overwrite: bool) -> "Outcome":
-    """Run a recipe in this process, with its progress on stderr."""
+@dataclass(frozen=True)
+class Typed:
+    """What was typed behind the recipe."""
+
+    overrides: tuple[str, ...]
+    model: Path | None
+    out: Path | None
+    resume: str | None
+    overwrite: bool
+    push_to: str | None
+    public: bool
+    json: bool
+
+    def arguments(self, verb: str, recipe: str) -> list[str]:
+        """The same command for one of several processes."""
+        arguments = [verb, recipe, *(word for value in self.overrides for word in ("--set", value))]
+        said = {"--model": self.model, "--out": self.out, "--resume": self.resume, "--push-to": self.push_to}
+        arguments += [word for name, value in said.items() if value is not None for word in (name, str(value))]
+        flags = {"--overwrite": self.overwrite, "--public": self.public, "--json": self.json}
+        return arguments + [name for name, given in flags.items() if given]
+
+
+def run_here(loaded: "LoadedRecipe", typed: Typed) -> "Outcome":
+    """Run a recipe in this process, with its progress on stderr; its checkpoints go to the Hub where that is asked."""
     from vlmoe_cli.progress import progress
     from vlmoe_core.analysis.routing.watch import watch_routing
     from vlmoe_core.recipe.catalogue import expected_time
-    from vlmoe_core.train.run import run_training
+    from vlmoe_core.train.run import NoSaves, run_training
     from vlmoe_core.train.session import RunOptions
 
+    pushes = background_push(Output(), push_request(typed.push_to, typed.public))
+    options = RunOptions(typed.out, typed.resume, typed.overwrite)
     with progress() as reporter:
         if said := expected_time(loaded.text):
             reporter.note(f"expected time: {said}")
-        outcome = run_training(loaded, RunOptions(out, resume, overwrite), reporter, watch_routing)
+        try:
+            outcome = run_training(loaded, options, reporter, watch_routing, pushes or NoSaves())
+        finally:
+            if pushes is not None:
+                pushes.close(PATIENCE)
         if outcome.is_main and outcome.finished:
             _report(outcome.folder, reporter)
         return outcome
+
+
+def push_run(out: Output, outcome: "Outcome", typed: Typed) -> None:
+    """Bring what a finished run left besides its checkpoints to the Hub, if asked to. Raises HubError."""
+    if outcome.is_main and outcome.finished:
+        push_after(out, outcome.folder, push_request(typed.push_to, typed.public))
 
 
 def _report(folder: Path, reporter: "Reporter") -> None:
@@ -35,19 +73,3 @@ def _report(folder: Path, reporter: "Reporter") -> None:
             reporter.note(f"what the experts do: {report}")
     except Exception as error:
         reporter.note(f"no report of the routing ({error}); try vlmoe route-stats --model {folder}")
-
-
-def run_arguments(
-    verb: str,
-    recipe: str,
-    overrides: list[str] | None,
-    out: Path | None,
-    resume: str | None,
-    overwrite: bool,
-    json: bool,
-) -> list[str]:
-    """The same command for one of several processes."""
-    arguments = [verb, recipe, *(word for value in overrides or () for word in ("--set", value))]
-    arguments += ["--out", str(out)] if out else []
-    arguments += ["--resume", resume] if resume else []
-    return arguments + ["--overwrite"] * overwrite + ["--json"] * json

@@ -5,7 +5,6 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny
@@ -84,8 +83,3 @@ def plugin_field(plugin: Plugin) -> Any:
         return plugin.config_class(value).model_validate(plugin.mapping(value))
 
     return (plugin, BeforeValidator(load), SerializeAsAny())  # type: ignore[type-arg]
-
-
-def exact(value: float) -> Fraction:
-    """The number as it was written in decimal: 1.1 is 11/10, not the nearest binary fraction."""
-    return Fraction(str(value))

@@ -31,3 +31,7 @@ class TrainError(VlmoeError):
 
 class CheckpointError(VlmoeError):
     """A checkpoint is missing, incomplete, altered or does not fit."""
+
+
+class HubError(VlmoeError):
+    """The Hub can't be reached, or refuses what was asked of it."""

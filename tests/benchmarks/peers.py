@@ -67,7 +67,7 @@ def measure(quick: bool = False) -> Figures:
 
 def build_beit3(config: ModelConfig) -> nn.Module:
     """BEiT-3 of the sizes of a config, with torchscale's defaults else."""
-    _stand_in_for_timm()
+    stand_in_for_timm()
     from torchscale.architecture.config import EncoderConfig
     from torchscale.model.BEiT3 import BEiT3
 
@@ -87,7 +87,9 @@ def build_beit3(config: ModelConfig) -> nn.Module:
     return model
 
 
-def _stand_in_for_timm() -> None:
+def stand_in_for_timm() -> None:
+    """Put the one function of timm that torchscale needs where it looks for it."""
+
     def drop_path(x: Tensor, probability: float, training: bool) -> Tensor:
         stay = 1 - probability if training else 1.0
         return x * x.new_empty(x.shape[0], 1, 1).bernoulli_(stay) / stay

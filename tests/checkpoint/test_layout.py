@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from vlmoe_core.checkpoint.layout import discard_after, latest_checkpoint, list_checkpoints, prune, resolve, step_folder
+from vlmoe_core.checkpoint.layout import discard_after, latest_checkpoint, list_checkpoints, prune, step_folder
+from vlmoe_core.checkpoint.locate import resolve
 from vlmoe_core.errors import CheckpointError, UsageError
 
 
@@ -53,6 +54,16 @@ def test_prune_keeps_the_last_and_the_best(save: Callable[[int], Path]) -> None:
     assert prune(run, keep_last=7, best_step=None) == []
     with pytest.raises(ValueError, match="at least 1"):
         prune(run, keep_last=0, best_step=None)
+
+
+def test_prune_leaves_what_is_held(save: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = max([save(step) for step in (1, 2, 3)]).parent.parent
+    monkeypatch.chdir(run.parent)
+    assert steps(prune(run, keep_last=1, best_step=None, held={Path("run/checkpoints/step-00000001")})) == [
+        "step-00000002"
+    ]
+    assert steps(list_checkpoints(run)) == ["step-00000001", "step-00000003"]
+    assert steps(prune(run, keep_last=1, best_step=None)) == ["step-00000001"]
 
 
 def test_discard_after(save: Callable[[int], Path]) -> None:

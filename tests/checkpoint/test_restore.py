@@ -84,9 +84,7 @@ def test_missing_extra_and_misshaped_keys_are_listed(trained: Trained) -> None:
     with pytest.raises(CheckpointError, match=r"missing in the checkpoint: norm\.weight; not in the model: other"):
         load_model_state(model, state | {"other": torch.ones(1)})
     wrong = model.state_dict() | {"norm.weight": torch.ones(5), "norm.bias": torch.zeros(4, dtype=torch.float64)}
-    with pytest.raises(
-        CheckpointError, match=r"norm\.weight is float32 \(5,\), the model wants float32 \(4,\).*norm\.bias is float64"
-    ):
+    with pytest.raises(CheckpointError, match=r"norm\.weight is \(5,\), the model wants \(4,\).*norm\.bias is float64"):
         load_model_state(model, wrong)
 
 

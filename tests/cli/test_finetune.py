@@ -41,7 +41,8 @@ def test_a_pretraining_recipe_is_sent_to_pretrain(work: Path) -> None:
 
 
 def test_a_pretraining_recipe_with_a_model_is_no_finetuning_either(work: Path) -> None:
-    assert "init belongs to finetuning" in vlmoe(work, "finetune", "base.yaml", "--model", "runs/base").message
+    expected = "run it with vlmoe pretrain base.yaml"
+    assert expected in vlmoe(work, "finetune", "base.yaml", "--model", "runs/base").message
 
 
 def test_a_finetuning_recipe_is_sent_to_finetune(work: Path, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from PIL import Image
 from tests.data.files_support import WordEncoder, jpeg
 from vlmoe_core.data.config import DataConfig, StreamName
 from vlmoe_core.data.example import Example, Sample
-from vlmoe_core.data.prepare import NothingHidden, Preparer, build_preparer, shares
+from vlmoe_core.data.joining import shares
+from vlmoe_core.data.prepare import NothingHidden, Preparer, build_preparer
 from vlmoe_core.errors import DataError
 
 

@@ -52,6 +52,42 @@ def config_of(**values: Any) -> ModelConfig:
     return ModelConfig.model_validate({**small, **values})
 
 
+BEIT3: dict[str, Any] = {"attention": "per_modality", "norm": "per_modality", "sub_norm": True, "norm_eps": 1e-5}
+"""The switches of BEiT-3."""
+
+VLMO: dict[str, Any] = {
+    "norm": "per_modality",
+    "qkv_bias": "qv",
+    "layer_scale": 0.1,
+    "positions": "relative",
+    "text_embed_norm": True,
+}
+"""Those of VLMo."""
+
+Token = tuple[StreamName, int]
+"""image or text, and its place there from 0 = [CLS]."""
+
+
+def relative_row(query: Token, key: Token, grid: int, longest: int) -> int:
+    """The row of a relative table for two tokens of a sequence, as VLMo's released tables have them."""
+    image = (2 * grid - 1) ** 2 + 3
+    if query[0] != key[0]:
+        return image if query[0] == "text" else image + 1
+    end = image if query[0] == "image" else image + 2 + 2 * longest
+    if query[1] == 0 or key[1] == 0:
+        return end - 1 if query[1] == key[1] else end - 3 if query[1] == 0 else end - 2
+    if query[0] == "text":
+        return image + 2 + (key[1] - query[1]) + longest - 2
+    (y, x), (other_y, other_x) = divmod(query[1] - 1, grid), divmod(key[1] - 1, grid)
+    return (y - other_y + grid - 1) * (2 * grid - 1) + x - other_x + grid - 1
+
+
+def looped(values: dict[str, Any]) -> dict[str, Any]:
+    """The same pools, their experts computed one after the other: what sub-norms need."""
+    pools = {name: {**pool, "experts": "loop"} for name, pool in values.get("moe", {}).items()}
+    return {**values, "moe": pools}
+
+
 def randomise(module: nn.Module, std: float = 0.2) -> None:
     """Every parameter random, so that none can be left out unseen."""
     with torch.no_grad():

@@ -14,11 +14,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.model.support import SHARED, SPARSE, batch_of, config_of, randomise
 from vlmoe_core.data.config import StreamName
-from vlmoe_core.model.block import EPS, Block
+from vlmoe_core.model.block import Block
 from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.model.layout import Layout, build_layout
+from vlmoe_core.model.relative import relate
 from vlmoe_core.moe.dense import DenseFFN
 from vlmoe_core.moe.layer import SparseFFN
+
+EPS = 1e-6
 
 
 def block_of(layer: int = 2, **values: Any) -> Block:
@@ -212,21 +215,33 @@ ONE_SHARED: dict[str, Any] = {"expert_pool": "shared", "moe": {"shared": ONE_SPA
 
 
 HAS_COMPILER = shutil.which("g++") or shutil.which("clang++")
-INDUCTOR = pytest.param("inductor", marks=pytest.mark.skipif(not HAS_COMPILER, reason="needs a C++ compiler"))
+INDUCTOR = pytest.mark.skipif(not HAS_COMPILER, reason="needs a C++ compiler")
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
-@pytest.mark.parametrize("pools", [{"moe": ONE_SPARSE}, ONE_SHARED])
+SWITCHED: dict[str, Any] = {"attention": "per_modality", "norm": "per_modality", "moe": ONE_SPARSE}
+
+
+@pytest.mark.parametrize(
+    ("pools", "backend"),
+    [
+        ({"moe": ONE_SPARSE}, "aot_eager"),
+        (ONE_SHARED, "aot_eager"),
+        ({**SWITCHED, "positions": "relative"}, "aot_eager"),
+        pytest.param({"moe": ONE_SPARSE}, "inductor", marks=INDUCTOR),
+        pytest.param(ONE_SHARED, "inductor", marks=INDUCTOR),
+    ],
+)
 def test_compile_without_graph_break(pools: dict[str, Any], backend: str) -> None:
     torch.compiler.reset()
-    block = block_of(1, **pools).eval()
+    config, block = config_of(**pools), block_of(1, **pools).eval()
     counter = CompileCounterWithBackend(backend)
     compiled = torch.compile(block, fullgraph=True, dynamic=True, backend=counter)
 
     def run(module: Any, x: Tensor, layout: Layout) -> list[Tensor]:
         block.zero_grad()
         x = x.detach().requires_grad_()
-        y, ((_, _, plan, num_image_tokens),) = module(x, layout)
+        relative = relate(layout, layout.length - 17, config) if config.positions == "relative" else None
+        y, ((_, _, plan, num_image_tokens),) = module(x, layout, relative)
         assert num_image_tokens == layout.num_image_tokens
         assert plan.capacity == -(-3 * plan.expert_TK.shape[0] // 16)
         (y.square().sum() + plan.probs_TE.square().sum()).backward()

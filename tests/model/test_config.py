@@ -9,27 +9,13 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.model.support import CODES, SHARED, SPARSE, VOCAB, batch_of, config_of
+from tests.model.support import BEIT3, CODES, SHARED, SPARSE, VLMO, VOCAB, batch_of, config_of, looped
 from vlmoe_core.data.config import StreamName
 from vlmoe_core.model.config import PRESETS, ModelConfig
 from vlmoe_core.model.encoder import Encoder
 from vlmoe_core.objectives.kinds.masked import Config, MaskedModelling
 
 BOTH: dict[str, Any] = {"vision": {"num_experts": 8}, "text": {"num_experts": 6, "top_k": 2}}
-
-
-@pytest.mark.parametrize(
-    ("switch", "value"),
-    [
-        ("attention", "per_modality"),
-        ("sub_norm", True),
-        ("positions", "relative"),
-        ("positions", "relative_shared"),
-    ],
-)
-def test_what_is_not_built_is_refused_by_name(switch: str, value: Any) -> None:
-    with pytest.raises(ValidationError, match=f"{switch}: {value} is not built yet; leave it at its default"):
-        config_of(**{switch: value})
 
 
 @pytest.mark.parametrize(
@@ -63,6 +49,15 @@ def test_what_is_not_built_is_refused_by_name(switch: str, value: Any) -> None:
             {"expert_pool": "shared", "moe": {"shared": {"num_experts": 2, "layers": [3]}}},
             r"moe\.shared\.layers \[3\] must be distinct blocks from 0 to 2",
         ),
+        (
+            {"sub_norm": True, "moe": {"text": {"num_experts": 2}}},
+            r"sub_norm is not built into experts 'grouped': set moe\.text\.experts to loop, or sub_norm to false$",
+        ),
+        (
+            {**SHARED, "sub_norm": True, "moe": {"shared": {"num_experts": 2, "experts": "tutel"}}},
+            r"sub_norm is not built into experts 'tutel': set moe\.shared\.experts to loop",
+        ),
+        ({"norm_eps": 0}, "greater than 0"),
     ],
 )
 def test_mistakes_are_refused_with_their_values(values: dict[str, Any], message: str) -> None:
@@ -122,6 +117,15 @@ SWITCHES: list[dict[str, Any]] = [
     {"patch_embed": "conv"},
     {"patch_embed": "conv", "patch_size": 16, "image_size": 64},
     {"max_text_length": 77},
+    {"sub_norm": True},
+    {"text_embed_norm": True},
+    {"positions": "relative"},
+    {"positions": "relative_shared", "max_text_length": 30, "image_size": 24},
+    {"attention": "per_modality"},
+    {"attention": "per_modality", "qkv_bias": "qv", "sub_norm": True},
+    BEIT3,
+    {**BEIT3, "vl_layers": 0, "positions": "relative"},
+    VLMO,
 ]
 
 
@@ -142,7 +146,7 @@ POOLS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("values", SWITCHES)
 @pytest.mark.parametrize("sparse", POOLS)
 def test_counts_equal_the_built_model_for_every_switch(values: dict[str, Any], sparse: dict[str, Any]) -> None:
-    config = config_of(**values, **sparse)
+    config = config_of(**values, **(looped(sparse) if values.get("sub_norm") else sparse))
     model = build(config, VOCAB, CODES)
     assert config.num_params(VOCAB, CODES) == size_of(model)
     assert config.num_params(VOCAB, None) == size_of(model.encoder)
@@ -193,13 +197,15 @@ def test_flops_of_the_dense_presets(preset: str, image: int, text: int, billions
     assert config.flops(image, text) - patches == pytest.approx(billions * 1e9, rel=0.005)
 
 
-@pytest.mark.parametrize("values", [{}, {"patch_embed": "conv"}, {"vl_layers": 0}, {"vl_layers": 2, "qkv_bias": "qv"}])
+@pytest.mark.parametrize(
+    "values", [{}, {"patch_embed": "conv"}, {"vl_layers": 0}, {"vl_layers": 2, "qkv_bias": "qv"}, BEIT3, VLMO]
+)
 @pytest.mark.parametrize("sparse", [*POOLS, {"moe": {"vision": {"num_experts": 7, "top_k": 3}}}])
 @pytest.mark.parametrize(("stream", "image", "text"), [("image", 17, 0), ("text", 0, 21), ("pair", 17, 9)])
 def test_flops_equal_the_counter(
     values: dict[str, Any], sparse: dict[str, Any], stream: StreamName, image: int, text: int
 ) -> None:
-    config = config_of(**values, **sparse)
+    config = config_of(**values, **(looped(sparse) if values.get("sub_norm") else sparse))
     encoder = Encoder(config, VOCAB).eval()
     batch = batch_of(stream, [text], config)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

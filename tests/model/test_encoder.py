@@ -8,11 +8,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.model.support import SHARED, SPARSE, VOCAB, batch_of, collate_of, config_of, randomise, samples_of
+from tests.model.support import (
+    BEIT3,
+    SHARED,
+    SPARSE,
+    VLMO,
+    VOCAB,
+    batch_of,
+    collate_of,
+    config_of,
+    looped,
+    randomise,
+    samples_of,
+)
 from vlmoe_core.data.batch import Batch
 from vlmoe_core.data.config import STREAMS, StreamName
 from vlmoe_core.model.config import PRESETS, ModelConfig
 from vlmoe_core.model.encoder import Encoded, Encoder, initialise
+from vlmoe_core.moe.experts import ExpertNorm
 from vlmoe_core.moe.losses import balance_loss
 from vlmoe_core.moe.plan import RoutingPlan
 from vlmoe_core.moe.routers.softmax import Router
@@ -79,9 +92,16 @@ def test_encoder_equals_a_plain_implementation(stream: StreamName, norm: str) ->
 
 
 POOLS: list[dict[str, Any]] = [{}, {"moe": SPARSE}, SHARED]
+SWITCHED: list[dict[str, Any]] = [
+    *POOLS,
+    {**BEIT3, **looped({"moe": SPARSE})},
+    {**BEIT3, **looped(SHARED), "positions": "relative"},
+    {**VLMO, "moe": SPARSE},
+    {"positions": "relative_shared", "attention": "per_modality"},
+]
 
 
-@pytest.mark.parametrize("pools", POOLS)
+@pytest.mark.parametrize("pools", SWITCHED)
 @pytest.mark.parametrize("stream", STREAMS)
 def test_padding_length_changes_nothing(stream: StreamName, pools: dict[str, Any]) -> None:
     encoder = encoder_of(**pools)
@@ -93,7 +113,7 @@ def test_padding_length_changes_nothing(stream: StreamName, pools: dict[str, Any
         torch.testing.assert_close(alone, wanted, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("pools", POOLS)
+@pytest.mark.parametrize("pools", SWITCHED)
 @pytest.mark.parametrize("stream", STREAMS)
 def test_order_of_sequences_does_not_matter(stream: StreamName, pools: dict[str, Any]) -> None:
     encoder = encoder_of(**pools)
@@ -106,8 +126,9 @@ def test_order_of_sequences_does_not_matter(stream: StreamName, pools: dict[str,
         torch.testing.assert_close(other, states[i], rtol=1e-10, atol=1e-10)
 
 
-def test_images_alone_and_texts_alone_share_a_batch() -> None:
-    encoder = encoder_of(moe=SPARSE)
+@pytest.mark.parametrize("switches", SWITCHED[1:])
+def test_images_alone_and_texts_alone_share_a_batch(switches: dict[str, Any]) -> None:
+    encoder = encoder_of(**switches)
     images, texts = batch_of("image", [0, 0], encoder.config), batch_of("text", [5, 3], encoder.config)
     both = replace(
         texts,
@@ -141,10 +162,10 @@ def test_pad_tokens_are_routed_and_belong_to_their_own_sequence() -> None:
 
 
 @pytest.mark.parametrize("stream", STREAMS)
-@pytest.mark.parametrize("pools", POOLS)
+@pytest.mark.parametrize("pools", SWITCHED)
 @pytest.mark.parametrize("recompute", [False, True])
 def test_an_empty_batch_gives_zero_gradients(stream: StreamName, pools: dict[str, Any], recompute: bool) -> None:
-    encoder = encoder_of(torch.float32, recompute, **pools, drop_path=0.2, norm="per_modality").train()
+    encoder = encoder_of(torch.float32, recompute, **{**pools, "drop_path": 0.2, "norm": "per_modality"}).train()
     encoded = encoder(batch_of(stream, [], encoder.config))
     assert encoded.states_TD.shape == (0, 24)
     assert encoded.image_states_IND.shape == (0, 17, 24) and encoded.text_states_TD.shape == (0, 24)
@@ -156,7 +177,7 @@ def test_an_empty_batch_gives_zero_gradients(stream: StreamName, pools: dict[str
     assert all((p.grad == 0).all() for p in encoder.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("pools", POOLS)
+@pytest.mark.parametrize("pools", SWITCHED)
 def test_the_three_streams_together_touch_every_parameter(pools: dict[str, Any]) -> None:
     encoder = encoder_of(torch.float32, **pools).train()
     for stream in STREAMS:
@@ -204,10 +225,20 @@ def train_once(encoder: Encoder, batches: list[Batch]) -> tuple[dict[str, Tensor
     return {n: p.grad for n, p in encoder.named_parameters() if p.grad is not None}, seen
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_activation_checkpointing_makes_the_same_plans_and_gradients(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "switches"),
+    [
+        (torch.float32, {}),
+        (torch.float64, {}),
+        (torch.float32, VLMO),
+        (torch.float32, {"positions": "relative_shared"}),
+    ],
+)
+def test_activation_checkpointing_makes_the_same_plans_and_gradients(
+    dtype: torch.dtype, switches: dict[str, Any]
+) -> None:
     moe = {m: {**c, "noise": 4.0, "capacity_factor": 0.8} for m, c in SPARSE.items()}
-    plain = encoder_of(dtype, moe=moe, drop_path=0.5).train()
+    plain = encoder_of(dtype, moe=moe, drop_path=0.5, **switches).train()
     recomputing = copy.deepcopy(plain)
     recomputing.recompute = True
     batches = [batch_of(stream, [6, 9, 3, 8], plain.config) for stream in STREAMS]
@@ -269,6 +300,41 @@ def test_biases_of_query_and_value_start_at_zero_and_layer_scale_at_its_value() 
     for block in encoder.blocks:
         assert (block.attention.q_bias == 0).all() and (block.attention.v_bias == 0).all()
         assert torch.equal(block.scale1, torch.full((24,), 0.1)) and torch.equal(block.scale2, torch.full((24,), 0.1))
+
+
+@pytest.mark.parametrize("positions", ["relative", "relative_shared"])
+def test_relative_tables_start_at_zero_and_norms_at_one_and_zero(positions: str) -> None:
+    values = {**BEIT3, **looped({"moe": SPARSE}), "positions": positions, "text_embed_norm": True}
+    encoder = Encoder(config_of(**values), VOCAB)
+    seen = set()
+    for name, parameter in encoder.named_parameters():
+        *parts, kind = name.split(".")
+        if kind == "table":
+            assert (parameter == 0).all() and parameter.shape == (encoder.config.relative_rows, 3)
+        elif any(part.startswith("norm") for part in parts):
+            assert (parameter == (1 if kind == "weight" else 0)).all(), name
+        else:
+            continue
+        seen.add(kind)
+    assert seen == {"table", "weight", "bias"}
+    for module_name, module in encoder.named_modules():
+        if isinstance(module, nn.LayerNorm | ExpertNorm):
+            assert module.eps == (1e-12 if module_name == "embeddings.text.norm" else 1e-5), module_name
+
+
+@pytest.mark.parametrize("attention", ["shared", "per_modality"])
+def test_sub_norms_change_the_scale_of_what_goes_into_the_branches(attention: str) -> None:
+    torch.manual_seed(0)
+    values = {"dim": 64, "heads": 4, "hidden": 96, "layers": 4, "attention": attention, "init_std": 0.03}
+    encoder = Encoder(config_of(**values, **looped({"moe": SPARSE}), sub_norm=True), VOCAB)
+    gain = math.sqrt(math.log(2 * 4))
+    for name, parameter in encoder.blocks.named_parameters():
+        if name.endswith("qkv.weight"):
+            query, key, value = parameter.chunk(3)
+            assert torch.cat([query, key]).std().item() == pytest.approx(0.03, rel=0.08), name
+            assert value.std().item() == pytest.approx(0.03 * gain, rel=0.08), name
+        elif name.endswith(("out.weight", "up.weight", "down.weight")):
+            assert parameter.std().item() == pytest.approx(0.03 * gain, rel=0.08), name
 
 
 def test_initialisation_is_a_function_of_the_seed() -> None:
@@ -383,6 +449,44 @@ def test_names_of_the_switches() -> None:
     }
     gone = {n for n in plain if n not in switched and n.startswith("blocks.2.")}
     assert gone == {"blocks.2.attention.qkv.bias", "blocks.2.norm2.weight", "blocks.2.norm2.bias"}
+
+
+def test_names_of_beit3s_and_vlmos_switches() -> None:
+    def further(**values: Any) -> tuple[dict[str, tuple[int, ...]], set[str]]:
+        plain, switched = (shapes_of(Encoder(config_of(**looped(v)), VOCAB)) for v in ({"moe": SPARSE}, values))
+        below = ("blocks.0.", "blocks.1.")
+        return (
+            {n: s for n, s in switched.items() if n not in plain and not n.startswith(below)},
+            {n for n in plain if n not in switched and not n.startswith(below)},
+        )
+
+    def pairs(*names: str, shape: tuple[int, ...] = (24,)) -> dict[str, tuple[int, ...]]:
+        return {f"{name}.{kind}": shape for name in names for kind in ("weight", "bias")}
+
+    own = {}
+    for m in ("vision", "text"):
+        own |= {f"blocks.2.attention.{m}.qkv.weight": (72, 24), f"blocks.2.attention.{m}.qkv.bias": (72,)}
+        own |= {f"blocks.2.attention.{m}.out.weight": (24, 24), f"blocks.2.attention.{m}.out.bias": (24,)}
+        own |= pairs(f"norm.{m}", f"blocks.2.norm1.{m}", f"blocks.2.norm2.{m}", f"blocks.2.attention.{m}.norm")
+    new, gone = further(**BEIT3, moe=SPARSE)
+    assert new == {
+        **own,
+        **pairs("blocks.2.norm2.vl"),
+        **pairs("blocks.2.ffn.vl.norm", shape=(40,)),
+        **pairs("blocks.2.ffn.vision.experts.norm", shape=(4, 40)),
+        **pairs("blocks.2.ffn.text.experts.norm", shape=(3, 40)),
+    }
+    old = ("blocks.2.attention.qkv", "blocks.2.attention.out", "blocks.2.norm1", "blocks.2.norm2", "norm")
+    assert gone == set(pairs(*old))
+    new, _ = further(**{**VLMO, "norm": "shared"}, moe=SPARSE)
+    rows = 7**2 + 3 + 2 + 2 * 24
+    assert {n: s for n, s in new.items() if "_bias" not in n and "scale" not in n} == {
+        **pairs("embeddings.text.norm"),
+        "blocks.2.attention.relative.table": (rows, 3),
+    }
+    assert further(positions="relative_shared", moe=SPARSE) == ({"relative.table": (rows, 3)}, set())
+    new, _ = further(sub_norm=True, moe=SPARSE)
+    assert new.keys() & set(pairs("blocks.2.attention.norm", "blocks.2.ffn.vl.norm")) and len(new) == 8
 
 
 @pytest.mark.parametrize("preset", PRESETS)

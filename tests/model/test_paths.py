@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.model.support import SHARED, SPARSE, VOCAB, batch_of, config_of
+from tests.model.support import BEIT3, SHARED, SPARSE, VLMO, VOCAB, batch_of, config_of, looped
 from vlmoe_core.data.config import STREAMS, StreamName
 from vlmoe_core.model.encoder import Encoder
 from vlmoe_core.model.paths import ffns_of, freeze_unused, unused_modules
@@ -20,6 +20,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "shared without VL": {**SHARED, "vl_layers": 0},
     "own norms": {"moe": SPARSE, "norm": "per_modality"},
     "own norms, shared": {**SHARED, "norm": "per_modality", "vl_layers": 2},
+    "BEiT-3": {**BEIT3, **looped({"moe": SPARSE})},
+    "BEiT-3, shared": {**BEIT3, **looped(SHARED), "vl_layers": 0},
+    "own attention": {"attention": "per_modality", "moe": SPARSE, "positions": "relative_shared"},
+    "VLMo": VLMO,
     "conv": {"patch_embed": "conv", "layer_scale": 0.1, "qkv_bias": "qv"},
 }
 INPUTS: list[tuple[StreamName, ...]] = [inputs for n in (1, 2, 3) for inputs in combinations(STREAMS, n)]

@@ -11,8 +11,7 @@ from tests.model.support import VOCAB, batch_of, config_of, randomise
 from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.model.encoder import Encoder
 
-EPS = 1e-6
-TOLERANCE = {torch.float64: {"rtol": 1e-10, "atol": 1e-10}, torch.float32: {"rtol": 1e-4, "atol": 1e-4}}
+TOLERANCE = {torch.float64: {"rtol": 1e-10, "atol": 1e-10}, torch.float32: {"rtol": 1e-5, "atol": 1e-5}}
 
 
 def encoder_of(dtype: torch.dtype, **values: Any) -> Encoder:
@@ -37,8 +36,8 @@ def beit(config: ModelConfig) -> nn.Module:
 
     values = image_sizes(config) | {
         "use_absolute_position_embeddings": True,
-        "use_relative_position_bias": False,
-        "use_shared_relative_position_bias": False,
+        "use_relative_position_bias": config.positions == "relative",
+        "use_shared_relative_position_bias": config.positions == "relative_shared",
         "layer_scale_init_value": config.layer_scale or 0.0,
         "use_mean_pooling": False,
         "use_mask_token": True,
@@ -52,7 +51,7 @@ def sizes(config: ModelConfig) -> dict[str, Any]:
         "num_hidden_layers": config.layers,
         "num_attention_heads": config.heads,
         "intermediate_size": config.hidden,
-        "layer_norm_eps": EPS,
+        "layer_norm_eps": config.norm_eps,
     }
 
 
@@ -76,6 +75,9 @@ def image_state(encoder: Encoder) -> dict[str, Tensor]:
         "embeddings.patch_embeddings.projection.bias": ours[f"{image}.patch.proj.bias"],
         **weight_and_bias("layernorm", ours, "norm"),
     }
+    if config.positions == "relative_shared":
+        table = ours["relative.table"][: config.image_distances]
+        state["shared_position_bias.relative_position_bias_table"] = table
     for i in range(config.layers):
         names = {
             "layernorm_before": "norm1",
@@ -89,6 +91,9 @@ def image_state(encoder: Encoder) -> dict[str, Tensor]:
         state |= qkv_state(f"layers.{i}.attention", ("q_proj", "k_proj", "v_proj"), ours, f"blocks.{i}.attention")
         if config.layer_scale is not None:
             state |= {f"layers.{i}.lambda_{n}": ours[f"blocks.{i}.scale{n}"] for n in (1, 2)}
+        if config.positions == "relative":
+            table = ours[f"blocks.{i}.attention.relative.table"][: config.image_distances]
+            state[f"layers.{i}.relative_position_bias.relative_position_bias_table"] = table
     return state
 
 
@@ -110,6 +115,9 @@ CASES: list[tuple[Callable[[ModelConfig], nn.Module], dict[str, Any]]] = [
     (vit, {"qkv_bias": "none", "vl_layers": 0}),
     (beit, {"qkv_bias": "qv", "layer_scale": 0.1}),
     (beit, {"qkv_bias": "qv", "norm": "per_modality"}),
+    (beit, {"qkv_bias": "qv", "layer_scale": 0.1, "positions": "relative"}),
+    (beit, {"qkv_bias": "qv", "layer_scale": 0.1, "positions": "relative_shared"}),
+    (beit, {"qkv_bias": "qv", "norm_eps": 1e-3}),
 ]
 
 
@@ -130,8 +138,9 @@ def test_images_equal_vit_and_beit(
     torch.testing.assert_close(got, wanted, **TOLERANCE[dtype])
 
 
-def test_gradients_equal_those_of_beit() -> None:
-    encoder = encoder_of(torch.float64, qkv_bias="qv", layer_scale=0.1)
+@pytest.mark.parametrize("positions", ["absolute", "relative", "relative_shared"])
+def test_gradients_equal_those_of_beit(positions: str) -> None:
+    encoder = encoder_of(torch.float64, qkv_bias="qv", layer_scale=0.1, positions=positions)
     theirs = beit(encoder.config).double().eval()
     theirs.load_state_dict(image_state(encoder))
     batch = batch_of("image", [0, 0], encoder.config)

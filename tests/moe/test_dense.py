@@ -66,3 +66,53 @@ def test_the_shared_expert_follows_autocast() -> None:
         wanted - layer.experts(x, layer.router(x)),
         F.linear(hidden, layer.shared_expert.down.weight, layer.shared_expert.down.bias),
     )
+
+
+def test_a_sub_norm_stands_before_the_second_map() -> None:
+    ffn, x = DenseFFN(8, 16, sub_norm_eps=0.1), torch.randn(5, 8)
+    assert ffn.norm is not None
+    torch.nn.init.normal_(ffn.norm.weight)
+    torch.nn.init.normal_(ffn.norm.bias)
+    hidden = F.gelu(ffn.up(x))
+    centred = hidden - hidden.mean(1, keepdim=True)
+    hidden = centred / (centred.square().mean(1, keepdim=True) + 0.1).sqrt() * ffn.norm.weight + ffn.norm.bias
+    torch.testing.assert_close(ffn(x), ffn.down(hidden))
+
+
+def sub_normed(**values: Any) -> SparseFFN:
+    config = MoEConfig.model_validate({"num_experts": 4, "experts": "loop", **values})
+    torch.manual_seed(0)
+    layer = SparseFFN(8, 16, config, init_std=0.3, sub_norm_eps=0.1)
+    for name, parameter in layer.named_parameters():
+        if "norm" in name:
+            torch.nn.init.normal_(parameter)
+    return layer
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_each_expert_has_a_sub_norm_of_its_own(top_k: int) -> None:
+    layer = sub_normed(top_k=top_k, shared_expert=True).double().eval()
+    x = torch.randn(24, 8, dtype=torch.float64)
+    y, plan = layer(x)
+    state, wanted = layer.state_dict(), layer.shared_expert(x)  # type: ignore[misc]
+    assert state["experts.norm.weight"].shape == state["experts.norm.bias"].shape == (4, 16)
+    assert layer.shared_expert is not None and layer.shared_expert.norm is not None
+    assert len(set(plan.expert_TK.flatten().tolist())) == 4
+    for token in range(24):
+        for expert, weight in zip(plan.expert_TK[token].tolist(), plan.weight_TK[token], strict=True):
+            dense = DenseFFN(8, 16, sub_norm_eps=0.1).double()
+            dense.load_state_dict(
+                {n.removeprefix("experts."): t[expert] for n, t in state.items() if n.startswith("experts.")}
+            )
+            wanted[token] += weight * dense(x[token])
+    torch.testing.assert_close(y, wanted)
+
+
+def test_the_sub_norms_of_experts_follow_autocast() -> None:
+    layer = sub_normed().eval()
+    x = torch.randn(24, 8)
+    wanted, _ = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got, _ = layer(x)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), wanted, rtol=0, atol=0.05 * wanted.abs().max().item())

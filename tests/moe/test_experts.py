@@ -230,3 +230,13 @@ def test_whole_module_in_bfloat16() -> None:
     y, plan = layer(torch.randn(8, 10, dtype=torch.bfloat16))
     assert y.dtype == torch.bfloat16
     assert plan.probs_TE.dtype == torch.float32
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3, 8, 19])
+@pytest.mark.parametrize("capacity_factor", [None, 0.6])
+def test_grouped_and_loop_give_the_same_bits(top_k: int, capacity_factor: float | None) -> None:
+    factors = {"capacity_factor": capacity_factor, "eval_capacity_factor": capacity_factor}
+    layer = layer_of(dim=32, hidden=48, num_experts=20, top_k=top_k, **factors).eval()
+    x = torch.randn(41, 32)
+    with torch.no_grad():
+        assert torch.equal(layer(x)[0], twin(layer).eval()(x)[0])

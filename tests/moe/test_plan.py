@@ -11,7 +11,7 @@ from tests.moe.reference import (
     brute_force_walk,
     walk_that_explains,
 )
-from vlmoe_core.config import exact
+from vlmoe_core.decimals import exact
 from vlmoe_core.moe.config import Priority, Weights
 from vlmoe_core.moe.plan import RoutingPlan, capacity_of, make_plan
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from vlmoe_core.errors import RecipeError
-from vlmoe_core.moe import experts
 from vlmoe_core.moe.config import MoEConfig
+from vlmoe_core.moe.implementations import loop as specification
+from vlmoe_core.moe.implementations.tutel import _kernels, carrier_dtype
+from vlmoe_core.moe.implementations.tutel import run as tutel
 from vlmoe_core.moe.layer import SparseFFN
 from vlmoe_core.moe.plan import RoutingPlan, capacity_of, make_plan
-from vlmoe_core.moe.tutel import _kernels, carrier_dtype, tutel
 
 needs_tutel = pytest.mark.skipif(importlib.util.find_spec("tutel") is None, reason="the tutel package is absent")
 
@@ -23,7 +24,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 
 def loop(x: Tensor, plan: RoutingPlan, up: tuple[Tensor, Tensor], down: tuple[Tensor, Tensor]) -> Tensor:
-    return experts.loop(x, plan, up, down, None)
+    return specification.run(x, plan, up, down, None)
 
 
 def plan_of(logits: Tensor, top_k: int = 2, capacity: int | None = None, weights: Any = "gate") -> RoutingPlan:

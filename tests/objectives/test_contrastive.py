@@ -13,7 +13,8 @@ from tests.train.support import on_ranks
 from vlmoe_core.data.batch import Batch
 from vlmoe_core.data.config import StreamName
 from vlmoe_core.model.encoder import Encoder
-from vlmoe_core.objectives.contrastive import ContrastHead, alone, contrast, pool_cls
+from vlmoe_core.objectives.contrastive import alone, contrast
+from vlmoe_core.objectives.heads import ContrastHead, pool_cls
 
 WIDTH = 6
 RANKS: dict[str, tuple[list[int], list[int]]] = {

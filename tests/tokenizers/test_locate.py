@@ -66,9 +66,20 @@ def test_a_hub_name_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("error", [LocalEntryNotFoundError("offline\nmode"), ConnectionError("offline"), ValueError()])
 def test_an_unreachable_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     hub = use(monkeypatch, Hub(error=error))
-    with pytest.raises(TokenizerError, match=r"can't be fetched from the Hub \((offline|ValueError)\); check the name"):
+    with pytest.raises(TokenizerError) as caught:
         tokenizer_file("org/name")
+    message = str(caught.value)
+    assert message.startswith(
+        "text tokenizer org/name is no file or folder here, and hf-hub:org/name can't be fetched: "
+    )
+    assert ("ValueError" if type(error) is ValueError else "offline") in message
+    assert message.endswith("or give the path of a downloaded tokenizer")
     assert len(hub.asked) == 1
+
+
+def test_a_name_that_no_hub_has_is_no_guess() -> None:
+    with pytest.raises(TokenizerError, match=r"and 'a b' is no name of a repository on the Hub"):
+        tokenizer_file("a b")
 
 
 def test_a_hub_model_without_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import torch
 from accelerate import Accelerator
 
 from tests.train.support import on_ranks
-from vlmoe_core.config import exact
+from vlmoe_core.decimals import exact
 from vlmoe_core.model.block import Routed
 from vlmoe_core.moe.plan import RoutingPlan, capacity_of, make_plan
 from vlmoe_core.train.health import Alarm, HealthSummary, RouterHealth

@@ -6,15 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
-from tests.train.support import tiny, train
+from tests.train.support import RECIPE, tiny, train
 from tests.train.tasks_support import PRETRAINING, TASKS, Notes, finetuned, same, tuned
+from vlmoe_core.checkpoint.layout import latest_checkpoint
 from vlmoe_core.checkpoint.read import Checkpoint
+from vlmoe_core.checkpoint.state import RunState
+from vlmoe_core.checkpoint.write import write_model
 from vlmoe_core.errors import CheckpointError, RecipeError, UsageError
 from vlmoe_core.model.embeddings import resize_positions
-from vlmoe_core.recipe.load import LoadedRecipe
+from vlmoe_core.model.relative import resize_relative
+from vlmoe_core.recipe.config import ModelRecipe
+from vlmoe_core.recipe.load import LoadedRecipe, dump_recipe, load_recipe
 from vlmoe_core.tasks.labels import Labels
+from vlmoe_core.tokenizers.visual import load_visual_tokenizer
 from vlmoe_core.train.build import build_objective
 from vlmoe_core.train.fitting import Tokenizers, obtain_tokenizers
 from vlmoe_core.train.init import (
@@ -27,6 +34,7 @@ from vlmoe_core.train.init import (
 )
 from vlmoe_core.train.reporter import Reporter
 from vlmoe_core.train.session import RunOptions, Session, open_session
+from vlmoe_core.train.trained import load_trained
 
 POSITIONS = {IMAGE_POSITIONS, TEXT_POSITIONS}
 
@@ -220,7 +228,7 @@ def test_equal_sizes_and_settings_of_routers_may_stand_in_the_recipe(base: Path,
 def test_tokenizers_are_those_of_the_start(base: Path, tmp_path: Path) -> None:
     equal = "tokenizers={text: {vocab_size: 200}}"
     assert tuned(tmp_path, "vqa", equal, init=str(base)).recipe.tokenizers.text.vocab_size == 200
-    with pytest.raises(RecipeError, match=r"tokenizers: come with the model that finetuning starts from \(.*take"):
+    with pytest.raises(RecipeError, match=r"tokenizers: text: comes with the model that the run starts from \(.*take"):
         tuned(tmp_path, "vqa", "tokenizers={text: {vocab_size: 300}}", init=str(base))
 
 
@@ -248,6 +256,55 @@ def test_without_its_weights_only_sizes_and_tokenizers_are_taken(base: Path, tmp
     assert start is not None
     assert session.tokenizers.text.fingerprint == start.text_tokenizer.fingerprint
     assert not [line for line in told if "step-00000002" in line]
+
+
+def repretrained(folder: Path, model: Path, *overrides: str) -> LoadedRecipe:
+    """The tiny pretraining recipe, without its model and tokenizers, from a model."""
+    tree = {key: value for key, value in yaml.safe_load(RECIPE).items() if key not in ("model", "tokenizers")}
+    (folder / "again.yaml").write_text(yaml.safe_dump(tree))
+    return load_run_recipe(str(folder / "again.yaml"), overrides, model)
+
+
+def test_pretraining_starts_from_a_model_with_its_heads(base: Path, tmp_path: Path) -> None:
+    session, told = opened(repretrained(tmp_path, base), tmp_path / "run")
+    started, found = session.objective.state_dict(), weights(base)
+    assert started.keys() == found.keys() and same(started, found, list(found)) == list(found)
+    assert not [line for line in told if line.startswith(("new,", "left out"))]
+    assert session.tokenizers.visual is not None and session.recipe.init == str(base)
+    before = load_visual_tokenizer(base / "tokenizers" / "visual")
+    assert session.tokenizers.visual.fingerprint == before.fingerprint
+
+
+def test_pretraining_with_other_visual_codes_has_a_new_head_for_them(base: Path, tmp_path: Path) -> None:
+    own = "tokenizers={visual: {iterations: 5}}"
+    session, told = opened(repretrained(tmp_path, base, own), tmp_path / "run")
+    started, found = session.objective.state_dict(), weights(base)
+    codes = [name for name in found if name.startswith("heads.image") and name.endswith("weight")]
+    rest = [name for name in found if not name.startswith("heads.image")]
+    assert codes and same(started, found, codes) == [] and same(started, found, rest) == rest
+    assert [line for line in told if line.startswith("new, not from") and line.endswith("heads.image")]
+
+
+def test_pretraining_starts_from_an_imported_encoder(base: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(str(base / "recipe.yaml")).recipe
+    found = {name: value for name, value in weights(base).items() if name.startswith("encoder.")}
+    text = dump_recipe(ModelRecipe(model=recipe.model, tokenizers=recipe.tokenizers))
+    step = latest_checkpoint(base)
+    assert step is not None
+    shutil.copytree(step / "tokenizers" / "text", tmp_path / "tokenizers" / "text")
+    imported = write_model(tmp_path / "model", found, RunState(0, {}), text, tmp_path / "tokenizers")
+    session, told = opened(repretrained(tmp_path, imported), tmp_path / "run")
+    started = session.objective.state_dict()
+    assert same(started, found, list(found)) == list(found)
+    assert f"new, not from {imported}: heads.image, heads.text" in told
+    assert session.tokenizers.visual is not None, "fitted on the run's own images"
+    with pytest.raises(UsageError, match="holds an encoder alone"):
+        load_trained(imported)
+
+
+def test_sizes_without_weights_need_a_model(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="say which model"):
+        tiny(tmp_path, "init_weights=false")
 
 
 def changed(start: Start, model: dict[str, Tensor]) -> Start:
@@ -281,7 +338,7 @@ def test_an_encoder_of_other_tensors_is_refused_by_name(base: Path, tmp_path: Pa
     else:
         model[TEXT_POSITIONS] = torch.ones(24, 8)
     recipe = tuned(tmp_path, "nli", init=str(base)).recipe
-    tokenizers: Tokenizers = obtain_tokenizers(recipe, tmp_path / "tokenizers", Reporter(), start.text_tokenizer)
+    tokenizers: Tokenizers = obtain_tokenizers(recipe, tmp_path / "tokenizers", Reporter(), start.tokenizers(recipe))
     objective = build_objective(recipe, None, tokenizers.labels)
     before = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
     with pytest.raises(CheckpointError, match=r"can't start this recipe; " + message):
@@ -321,3 +378,25 @@ def test_a_head_that_fits_in_part_is_not_taken_in_part(tmp_path: Path) -> None:
     assert same(started, fresh, match) == match and same(started, found, rest) == rest
     step = f"{first}/checkpoints/step-00000002"
     assert told[-2:] == [f"new, not from {step}: match", f"left out of {step}: match"]
+
+
+@pytest.mark.parametrize("positions", ["relative", "relative_shared"])
+def test_relative_tables_are_converted_with_the_positions(tmp_path: Path, positions: str) -> None:
+    switches = ("attention=per_modality", "norm=per_modality", "text_embed_norm=true", f"positions={positions}")
+    first = train(tiny(tmp_path, *PRETRAINING, *(f"model.{switch}" for switch in switches)), tmp_path / "first").folder
+    found = weights(first)
+    tables = [name for name in encoder_of(found) if name.endswith(".relative.table")]
+    assert len(tables) == (2 if positions == "relative" else 1) and all(found[name].any() for name in tables)
+    changes = ("model.image_size=24", "model.max_text_length=20")
+    session, told = opened(tuned(tmp_path, "vqa", *changes, init=str(first)), tmp_path / "run")
+    started = session.objective.state_dict()
+    for name in tables:
+        assert started[name].equal(resize_relative(found[name], 4, 6, 24, 20)), name
+    rest = [name for name in encoder_of(found) if name not in POSITIONS.union(tables)]
+    assert same(started, found, rest) == rest
+    assert "relative positions interpolated from 4 x 4 to 6 x 6 patches" in told
+    assert "relative text positions cut from 24 to 20" in told
+    _, told = opened(tuned(tmp_path, "vqa", "model.max_text_length=30", init=str(first)), tmp_path / "longer")
+    assert "relative text positions extended from 24 to 30: the new ones are as the furthest" in told
+    _, told = opened(tuned(tmp_path, "vqa", init=str(first)), tmp_path / "equal")
+    assert not [line for line in told if "positions" in line]

@@ -149,6 +149,17 @@ def test_what_other_switches_add(tmp_path: Path) -> None:
     assert "encoder.blocks.3.norm2.vl.weight" in undecayed
 
 
+@pytest.mark.parametrize("positions", ["relative", "relative_shared"])
+def test_sub_norms_and_relative_tables_do_not_decay(tmp_path: Path, positions: str) -> None:
+    switches = f"sub_norm: true, text_embed_norm: true, positions: {positions}"
+    looped = TINY.replace("num_experts: 4", "num_experts: 4, experts: loop").replace("layer_scale: 0.1", switches)
+    decayed, undecayed = groups_of(tmp_path, looped)
+    assert decayed == set(DECAYED)
+    new = undecayed - set(UNDECAYED)
+    assert {name for name in new if "norm" not in name} == {name for name in new if name.endswith("relative.table")}
+    assert "encoder.blocks.1.ffn.vision.experts.norm.weight" in new
+
+
 def test_warm_up_and_cosine_by_hand() -> None:
     config = OptimConfig(lr=1.0, min_lr=0.2, warmup_steps=4)
     rates = [learning_rate(step, 12, config) for step in range(12)]

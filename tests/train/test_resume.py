@@ -18,6 +18,7 @@ from tests.train.support import (
     train,
 )
 from vlmoe_core.checkpoint.layout import list_checkpoints, step_of
+from vlmoe_core.checkpoint.publish import publish_model
 from vlmoe_core.checkpoint.read import read_checkpoint
 from vlmoe_core.errors import CheckpointError, RecipeError, UsageError
 from vlmoe_core.train.reporter import Reporter
@@ -179,12 +180,32 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
 
-def test_a_checkpoint_outside_of_a_run_is_refused(tmp_path: Path, straight: Path) -> None:
-    alone = tmp_path / "copies" / "step-00000006"
-    alone.parent.mkdir()
+def test_a_run_goes_on_from_a_checkpoint_without_its_run(tmp_path: Path, straight: Path) -> None:
+    earlier = list_checkpoints(straight)[0]
+    assert (step_of(earlier) or LAST) < LAST
+    alone = publish_model(earlier, tmp_path / "model", with_optimizer=True)
+    train(tiny(tmp_path), tmp_path / "run", resume=str(alone))
+    ours, theirs = (read_checkpoint(list_checkpoints(run)[-1]) for run in (tmp_path / "run", straight))
+    assert ours.state.step == LAST
+    assert ours.optimizer is not None and theirs.optimizer is not None
+    assert all(ours.model[name].equal(theirs.model[name]) for name in theirs.model)
+    assert all(ours.optimizer[name].equal(theirs.optimizer[name]) for name in theirs.optimizer)
+    with pytest.raises(UsageError, match="already holds a run; go on with it by --resume auto"):
+        train(tiny(tmp_path), tmp_path / "run", resume=str(alone))
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path, straight: Path) -> None:
+    alone = tmp_path / "step-00000006"
     shutil.copytree(straight / "checkpoints" / "step-00000006", alone)
-    with pytest.raises(UsageError, match="does not lie in a run folder"):
-        train(tiny(tmp_path), None, resume=str(alone))
+    with pytest.raises(RecipeError, match=r"optim\.lr was"):
+        train(tiny(tmp_path, "optim.lr=0.5"), tmp_path / "run", resume=str(alone))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_without_its_optimiser_is_no_checkpoint_to_go_on_from(tmp_path: Path, straight: Path) -> None:
+    model = publish_model(straight / "checkpoints" / "step-00000006", tmp_path / "model")
+    with pytest.raises(UsageError, match=r"without its optimiser.*--model"):
+        train(tiny(tmp_path), tmp_path / "run", resume=str(model))
 
 
 def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path) -> None:

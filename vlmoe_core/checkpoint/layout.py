@@ -2,10 +2,10 @@
 
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from vlmoe_core.checkpoint.files import PARTIAL, REMOVED, remove_folder
-from vlmoe_core.errors import CheckpointError, UsageError
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -34,9 +34,15 @@ def step_of(folder: Path) -> int | None:
     return int(match[1]) if match else None
 
 
+def name_of(model: Path) -> str:
+    """What a model is called in what is published: run/checkpoints/step-00000100, or its folder's own name."""
+    parts = model.resolve().parts
+    return "/".join(parts[-3:]) if step_of(model) is not None else parts[-1]
+
+
 def list_checkpoints(run: Path) -> list[Path]:
     """Checkpoint folders of a run, oldest step first; leftovers of interrupted saves are not among them."""
-    return _steps_in(checkpoints_folder(run))
+    return steps_in(checkpoints_folder(run))
 
 
 def latest_checkpoint(run: Path) -> Path | None:
@@ -44,31 +50,23 @@ def latest_checkpoint(run: Path) -> Path | None:
     return next(reversed(list_checkpoints(run)), None)
 
 
-def resolve(path: Path) -> Path:
-    """The checkpoint folder that a path means: itself, or the newest in a checkpoints folder or a run folder.
+def prune(run: Path, keep_last: int, best_step: int | None, held: Collection[Path] = ()) -> list[Path]:
+    """Remove all checkpoints but the last `keep_last` (at least 1) and that of `best_step`.
 
-    Raises:
-        UsageError: there is no such folder, or it holds no checkpoint.
-        CheckpointError: the folder is the leftover of an interrupted save.
+    Args:
+        run: the run folder.
+        keep_last: so many newest ones stay.
+        best_step: the checkpoint of this step stays.
+        held: checkpoint folders that somebody still reads, such as a push to the Hub: they stay as well.
+
+    Returns:
+        The folders that were removed.
     """
-    if not path.is_dir():
-        raise UsageError(f"no checkpoint at {path}: there is no such folder; give a run folder or a checkpoint folder")
-    name = path.resolve().name
-    if LEFTOVER_NAME.fullmatch(name):
-        raise CheckpointError(f"{path} is what an interrupted save left; give a folder named like step-00000100")
-    if (path / MANIFEST).exists() or STEP_NAME.fullmatch(name):
-        return path
-    found = _steps_in(path) or list_checkpoints(path)
-    if not found:
-        raise UsageError(f"{path} holds no checkpoint; give a run folder or a checkpoint folder (step-00000100)")
-    return found[-1]
-
-
-def prune(run: Path, keep_last: int, best_step: int | None) -> list[Path]:
-    """Remove all checkpoints but the last `keep_last` (at least 1) and that of `best_step`; returns those removed."""
     if keep_last < 1:
         raise ValueError(f"keep_last must be at least 1, not {keep_last}")
-    return _remove([p for p in list_checkpoints(run)[:-keep_last] if step_of(p) != best_step])
+    kept = {path.resolve() for path in held}
+    old = list_checkpoints(run)[:-keep_last]
+    return _remove([path for path in old if step_of(path) != best_step and path.resolve() not in kept])
 
 
 def discard_after(run: Path, step: int) -> list[Path]:
@@ -83,7 +81,8 @@ def remove_leftovers(checkpoints: Path) -> None:
             shutil.rmtree(path)
 
 
-def _steps_in(checkpoints: Path) -> list[Path]:
+def steps_in(checkpoints: Path) -> list[Path]:
+    """Checkpoint folders inside a folder, oldest step first."""
     if not checkpoints.is_dir():
         return []
     found = [(step, p) for p in checkpoints.iterdir() if p.is_dir() and (step := step_of(p)) is not None]

@@ -5,14 +5,17 @@ import json
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from vlmoe_core.checkpoint.files import listed_files, sha256
-from vlmoe_core.checkpoint.layout import MANIFEST
+from vlmoe_core.checkpoint.layout import MANIFEST, MODEL, OPTIMIZER, TOKENIZERS, step_of
 from vlmoe_core.errors import CheckpointError
 
 FORMAT = 1
+PARTS = (f"{MODEL}-*.safetensors", f"{OPTIMIZER}-*", f"{TOKENIZERS}/*")
+"""What is read as part of a model."""
 HEADER_LENGTH = struct.Struct("<Q")
 """A safetensors file starts with the length of its JSON header in 8 bytes."""
 
@@ -48,8 +51,14 @@ def dump_json(value: Any) -> str:
 
 def write_manifest(folder: Path, created: int, versions: Mapping[str, str]) -> None:
     """Record every file under `folder` in its manifest.json."""
-    files = {name: asdict(_record(folder / name)) for name in listed_files(folder) if name != MANIFEST}
-    body = {"format": FORMAT, "created": created, "versions": dict(versions), "files": files}
+    files = {name: _record(folder / name) for name in listed_files(folder) if name != MANIFEST}
+    write_records(folder, Manifest(created, versions, files))
+
+
+def write_records(folder: Path, manifest: Manifest) -> None:
+    """Write manifest.json from records that are known."""
+    files = {name: asdict(record) for name, record in manifest.files.items()}
+    body = {"format": FORMAT, "created": manifest.created, "versions": dict(manifest.versions), "files": files}
     (folder / MANIFEST).write_text(dump_json(body | {"digest": _digest(body)}), encoding="utf-8")
 
 
@@ -84,8 +93,15 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def foreign_files(folder: Path, manifest: Manifest) -> list[str]:
-    """Files under `folder` that the manifest does not list."""
-    return sorted(set(listed_files(folder)) - set(manifest.files) - {MANIFEST})
+    """Files under `folder` that the manifest does not list and that should not be there.
+
+    A checkpoint of a run, known by its name, holds nothing else. A model folder may lie in a repository of the Hub
+    among a card, results and a report: there only files are foreign that would be read as part of the model.
+    """
+    foreign = sorted(set(listed_files(folder)) - set(manifest.files) - {MANIFEST})
+    if step_of(folder) is not None:
+        return foreign
+    return [name for name in foreign if any(fnmatch(name, part) for part in PARTS)]
 
 
 def problem_of(path: Path, record: FileRecord, content: bool) -> str | None:

@@ -58,7 +58,7 @@ def group_experts(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     groups: dict[str, dict[int, str]] = {}
     for name in names:
         expert = _expert_of(name)
-        groups.setdefault(_fused_name(name), {})[-1 if expert is None else expert] = name
+        groups.setdefault(fused_name(name), {})[-1 if expert is None else expert] = name
     _check_complete(groups)
     return {fused: tuple(parts[expert] for expert in sorted(parts)) for fused, parts in groups.items()}
 
@@ -68,6 +68,15 @@ def expert_name(fused: str, expert: int) -> str:
     parts = fused.split(".")
     at = parts.index(EXPERTS) + 1
     return ".".join([*parts[:at], str(expert), *parts[at:]])
+
+
+def fused_name(name: str) -> str:
+    """The name in memory of what has this name on disk: P.experts.17.NAME -> P.experts.NAME."""
+    if _expert_of(name) is None:
+        return name
+    parts = name.split(".")
+    at = parts.index(EXPERTS) + 1
+    return ".".join([*parts[:at], *parts[at + 1 :]])
 
 
 def layer_of(name: str) -> str | None:
@@ -82,14 +91,6 @@ def _expert_of(name: str) -> int | None:
         return None
     number = parts[parts.index(EXPERTS) + 1]
     return int(number) if number.isascii() and number.isdigit() else None
-
-
-def _fused_name(name: str) -> str:
-    if _expert_of(name) is None:
-        return name
-    parts = name.split(".")
-    at = parts.index(EXPERTS) + 1
-    return ".".join([*parts[:at], *parts[at + 1 :]])
 
 
 def _check_complete(groups: Mapping[str, Mapping[int, str]]) -> None:

@@ -16,6 +16,7 @@ from vlmoe_core.checkpoint.layout import (
     step_of,
 )
 from vlmoe_core.checkpoint.manifest import Manifest, check_folder, read_manifest
+from vlmoe_core.checkpoint.shards import index_name
 from vlmoe_core.checkpoint.state import RunState, read_state
 from vlmoe_core.checkpoint.stored import StoredTensors
 from vlmoe_core.errors import CheckpointError
@@ -35,8 +36,8 @@ class Checkpoint:
     """The merged recipe as YAML."""
     model: StoredTensors
     """The model's tensors by name, experts fused; read on look-up."""
-    optimizer: StoredTensors
-    """The optimiser's tensors, `exp_avg.<parameter>` and so on; read on look-up."""
+    optimizer: StoredTensors | None
+    """The optimiser's tensors, `exp_avg.<parameter>` and so on; read on look-up. None: a model folder without them."""
 
     @property
     def tokenizers(self) -> Path:
@@ -68,7 +69,8 @@ def read_checkpoint(path: Path, verify: Literal["sizes", "sha256"] = "sizes") ->
     if step_of(path) not in (None, state.step):
         raise CheckpointError(f"{path} holds step {state.step}: the folder has been renamed; give it back its name")
     recipe_text = (path / RECIPE).read_text(encoding="utf-8")
-    return Checkpoint(path, manifest, state, recipe_text, StoredTensors(path, MODEL), StoredTensors(path, OPTIMIZER))
+    optimizer = StoredTensors(path, OPTIMIZER) if index_name(OPTIMIZER) in manifest.files else None
+    return Checkpoint(path, manifest, state, recipe_text, StoredTensors(path, MODEL), optimizer)
 
 
 def read_latest(run: Path) -> Checkpoint | None:

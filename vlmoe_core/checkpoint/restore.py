@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from vlmoe_core.checkpoint.stored import pieces, shape_of
 from vlmoe_core.errors import CheckpointError
 
 SHOWN = 8
@@ -12,7 +13,9 @@ SHOWN = 8
 
 
 def load_model_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy tensors into a module's parameters and persistent buffers, reading each once.
+    """Copy tensors into a module's parameters and persistent buffers, reading each once, and expert by expert.
+
+    Numbers of a type that the module's type holds exactly (bfloat16 in float32) are taken over as they are.
 
     Raises:
         CheckpointError: names are missing or too many, a shape or type differs, or the module ties tensors that differ
@@ -20,19 +23,32 @@ def load_model_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """
     targets: dict[str, Tensor] = module.state_dict()
     _check_names(targets, tensors)
-    misfits = []
     filled: dict[tuple[object, ...], str] = {}
+    misfits = []
     for name, target in targets.items():
-        found = tensors[name]
-        if found.shape != target.shape or found.dtype != target.dtype:
-            misfits.append(f"{name} is {_kind(found)}, the model wants {_kind(target)}")
+        if (shape := shape_of(tensors, name)) != target.shape:
+            misfits.append(f"{name} is {shape}, the model wants {tuple(target.shape)}")
             continue
         first = filled.setdefault((target.device, target.data_ptr(), target.shape, target.stride()), name)
-        if first != name and not _same_bits(target, found):
-            raise CheckpointError(f"the model ties '{name}' to '{first}', but their values differ in the checkpoint")
-        target.copy_(found)
+        if (problem := _fill(target, tensors, name, first)) is not None:
+            misfits.append(problem)
     if misfits:
         raise CheckpointError(f"the checkpoint is of another model: {_listed(misfits)}")
+
+
+def _fill(target: Tensor, tensors: Mapping[str, Tensor], name: str, first: str) -> str | None:
+    """Copy one tensor, of which the name `first` may have filled the same memory; what is wrong with its type, or None.
+
+    Raises CheckpointError where `first` filled it with other values.
+    """
+    for number, found in pieces(tensors, name):
+        place = target if number is None else target[number]
+        if torch.promote_types(found.dtype, place.dtype) != place.dtype:
+            return f"{name} is {_kind(found)}, the model wants {_kind(place)}"
+        if first != name and not _same_bits(place, found.to(place.dtype)):
+            raise CheckpointError(f"the model ties '{name}' to '{first}', but their values differ in the checkpoint")
+        place.copy_(found)
+    return None
 
 
 def named_optimizer_state(

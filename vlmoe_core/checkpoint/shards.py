@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vlmoe_core.checkpoint.manifest import dump_json
-from vlmoe_core.checkpoint.names import split_experts
+from vlmoe_core.checkpoint.names import fused_name, split_experts
+from vlmoe_core.checkpoint.quantised import QuantisedTensors
 from vlmoe_core.errors import CheckpointError
 
 MAX_SHARD_BYTES = 2**30
@@ -28,19 +29,23 @@ def shard_name(stem: str, number: int, count: int) -> str:
 def write_tensors(folder: Path, stem: str, tensors: Mapping[str, Tensor], max_shard_bytes: int) -> None:
     """Write tensors under their names on disk, shard after shard: one shard more than `tensors` in memory.
 
-    A tensor that shares its storage with an earlier one is written once; the index records the tie.
+    A tensor that shares its storage with an earlier one is written once; the index records the tie. It also
+    lists what is quantised, of `QuantisedTensors`.
 
     Raises:
         CheckpointError: a tensor has no values, or a type that safetensors can't hold.
     """
-    stored, tied = separate_tied(split_experts(tensors))
+    split = split_experts(tensors)
+    stored, tied = separate_tied(split)
     plan = plan_shards({name: tensor.nbytes for name, tensor in stored.items()}, max_shard_bytes)
     weight_map: dict[str, str] = {}
     for number, names in enumerate(plan, start=1):
         shard = shard_name(stem, number, len(plan))
-        _write_shard(folder / shard, {name: stored[name] for name in names})
+        write_shard(folder / shard, {name: stored[name] for name in names})
         weight_map |= dict.fromkeys(names, shard)
-    metadata = {"total_size": sum(tensor.nbytes for tensor in stored.values()), "tied": tied}
+    metadata: dict[str, object] = {"total_size": sum(tensor.nbytes for tensor in stored.values()), "tied": tied}
+    if isinstance(tensors, QuantisedTensors):
+        metadata["quantised"] = [name for name in split if fused_name(name) in tensors.quantised]
     index = {"metadata": metadata, "weight_map": weight_map}
     (folder / index_name(stem)).write_text(dump_json(index), encoding="utf-8")
 
@@ -75,7 +80,8 @@ def plan_shards(sizes: Mapping[str, int], max_bytes: int) -> list[list[str]]:
     return shards
 
 
-def _write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write one file of tensors. Raises CheckpointError for a type that safetensors can't hold."""
     whole = torch.contiguous_format
     copies = {name: tensor.detach().clone(memory_format=whole).cpu() for name, tensor in tensors.items()}
     try:

@@ -11,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vlmoe_core.checkpoint.manifest import HEADER_LENGTH
-from vlmoe_core.checkpoint.names import fuse, group_experts
+from vlmoe_core.checkpoint.names import fuse, fused_name, group_experts
+from vlmoe_core.checkpoint.quantised import dequantise, scale_name
 from vlmoe_core.checkpoint.shards import index_name
 from vlmoe_core.errors import CheckpointError
 
@@ -36,7 +37,8 @@ class TensorInfo:
 class StoredTensors(Mapping[str, Tensor]):
     """Tensors under their names in memory, experts fused to (E, ...). Each look-up reads that tensor alone.
 
-    Opening reads the index and all headers. `infos` describes the keys on disk: experts split, ties left out.
+    A quantised tensor is given as float32, its scales are not among the names. Opening reads the index and all headers.
+    `infos` describes the keys on disk: experts split, ties left out, int8 and scales as they are.
     """
 
     def __init__(self, folder: Path, stem: str):
@@ -46,16 +48,27 @@ class StoredTensors(Mapping[str, Tensor]):
             CheckpointError: index and shards contradict each other, a header lies, or an expert is missing.
         """
         self._folder = folder
-        self._shard_of, self._tied = _read_index(folder / index_name(stem))
+        self._shard_of, self._tied, self._quantised = _read_index(folder / index_name(stem))
         _check_shards(folder, stem, set(self._shard_of.values()))
         self._shards = {name: _open_shard(folder / name) for name in sorted(set(self._shard_of.values()))}
         self.infos = self._read_infos()
-        self._parts = group_experts([*self._shard_of, *self._tied])
+        scales = {scale_name(name) for name in self._quantised}
+        self._parts = group_experts(name for name in (*self._shard_of, *self._tied) if name not in scales)
         self._check_experts_alike()
+        self._check_quantised()
 
     def __getitem__(self, name: str) -> Tensor:
         parts = self._parts[name]
         return fuse([self._load(part) for part in parts], name, parts)
+
+    def pieces(self, name: str) -> Iterator[tuple[int | None, Tensor]]:
+        """The tensor `name` read piece by piece: each expert with its number, or the whole with none."""
+        parts = self._parts[name]
+        for number, part in enumerate(parts):
+            yield (None if parts == (name,) else number), self._load(part)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._parts
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parts)
@@ -78,7 +91,24 @@ class StoredTensors(Mapping[str, Tensor]):
         """E of each tensor that is split over experts."""
         return {name: len(parts) for name, parts in self._parts.items() if parts != (name,)}
 
+    @property
+    def quantised(self) -> frozenset[str]:
+        """The names of the tensors that are int8 on disk."""
+        return frozenset(fused_name(part) for part in self._quantised)
+
+    @property
+    def num_values(self) -> int:
+        """Values of all tensors: tied ones once, no scales."""
+        scales = {scale_name(part) for part in self._quantised}
+        return sum(info.numel for name, info in self.infos.items() if name not in scales)
+
     def _load(self, part: str) -> Tensor:
+        if part in self._quantised:
+            return dequantise(self._read(part), self._read(scale_name(part)))
+        return self._read(part)
+
+    def _read(self, part: str) -> Tensor:
+        """A tensor as it stands on disk."""
         key = self._tied.get(part, part)
         shard = self._shard_of[key]
         try:
@@ -116,11 +146,37 @@ class StoredTensors(Mapping[str, Tensor]):
                         f"experts differ in {self._folder}: '{part}' is {info}, '{parts[0]}' is {first}"
                     )
 
+    def _check_quantised(self) -> None:
+        known = {*self._shard_of, *self._tied}
+        for part in sorted(self._quantised):
+            if lost := {part, scale_name(part)} - known:
+                raise CheckpointError(f"'{min(lost)}' is missing in {self._folder}, where '{part}' is quantised")
+            numbers, scale = self._info(part), self._info(scale_name(part))
+            if (numbers.dtype, scale.dtype, scale.shape) != ("I8", "F32", numbers.shape[:-1]) or not numbers.shape:
+                raise CheckpointError(
+                    f"'{part}' in {self._folder} is not quantised as the index says: it is {numbers}, its scale {scale}"
+                )
+        for name in self.quantised:
+            if whole := [part for part in self._parts[name] if part not in self._quantised]:
+                raise CheckpointError(f"'{whole[0]}' in {self._folder} is not quantised, but other experts are")
 
-def _read_index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+
+def pieces(tensors: Mapping[str, Tensor], name: str) -> Iterator[tuple[int | None, Tensor]]:
+    """As `StoredTensors.pieces`, of any mapping: what is in memory already is one piece."""
+    return tensors.pieces(name) if isinstance(tensors, StoredTensors) else iter([(None, tensors[name])])
+
+
+def shape_of(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    """As `StoredTensors.shape`, of any mapping."""
+    return tensors.shape(name) if isinstance(tensors, StoredTensors) else tuple(tensors[name].shape)
+
+
+def _read_index(path: Path) -> tuple[dict[str, str], dict[str, str], frozenset[str]]:
+    """Which shard holds which key, which name shows which key, and what is quantised."""
     try:
         index = json.loads(path.read_bytes())
         weight_map, tied = index["weight_map"], index["metadata"]["tied"]
+        quantised = index["metadata"].get("quantised", [])
         pairs = [*weight_map.items(), *tied.items()]
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing") from error
@@ -128,7 +184,9 @@ def _read_index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
         raise CheckpointError(f"{path} is not an index of shards (weight_map, metadata.tied): {error}") from error
     if not all(isinstance(value, str) for _, value in pairs):
         raise CheckpointError(f"{path} is not an index of shards: weight_map and metadata.tied must hold names")
-    return weight_map, tied
+    if not isinstance(quantised, list) or not all(isinstance(name, str) for name in quantised):
+        raise CheckpointError(f"{path} is not an index of shards: metadata.quantised must be a list of names")
+    return weight_map, tied, frozenset(quantised)
 
 
 def _check_shards(folder: Path, stem: str, indexed: set[str]) -> None:

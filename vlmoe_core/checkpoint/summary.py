@@ -7,7 +7,7 @@ from pathlib import Path
 from vlmoe_core.checkpoint.layout import MANIFEST, MODEL, OPTIMIZER, checkpoints_folder
 from vlmoe_core.checkpoint.manifest import FORMAT, foreign_files, problem_of, read_manifest
 from vlmoe_core.checkpoint.names import layer_of
-from vlmoe_core.checkpoint.read import read_checkpoint
+from vlmoe_core.checkpoint.read import Checkpoint, read_checkpoint
 from vlmoe_core.checkpoint.stored import StoredTensors
 from vlmoe_core.errors import CheckpointError
 
@@ -45,7 +45,7 @@ class Summary:
     bytes: int
     """Of all files."""
     parameters: int
-    """Values in the model, persistent buffers included, tied ones once."""
+    """Values in the model, persistent buffers included, tied ones once, no scales of int8."""
     groups: tuple[TensorGroup, ...]
     """Tensors by part and type."""
     experts: Mapping[str, int]
@@ -83,8 +83,8 @@ def inspect_checkpoint(path: Path) -> Summary:
         recipe=state.recipe or _run_name(path),
         created=manifest.created,
         bytes=sum(record.size for record in manifest.files.values()) + (path / MANIFEST).stat().st_size,
-        parameters=sum(info.numel for info in checkpoint.model.infos.values()),
-        groups=(*_groups(MODEL, checkpoint.model), *_groups(OPTIMIZER, checkpoint.optimizer)),
+        parameters=checkpoint.model.num_values,
+        groups=tuple(group for part, tensors in _parts(checkpoint) for group in _groups(part, tensors)),
         experts={layer_of(name) or "": count for name, count in checkpoint.model.experts().items()},
         positions=state.positions,
         best_score=state.best_score,
@@ -109,6 +109,11 @@ def verify_checkpoint(path: Path) -> list[FileReport]:
     except CheckpointError as error:
         reports.append(FileReport(MANIFEST, str(error)))
     return reports
+
+
+def _parts(checkpoint: Checkpoint) -> list[tuple[str, StoredTensors]]:
+    parts = [(MODEL, checkpoint.model), (OPTIMIZER, checkpoint.optimizer)]
+    return [(part, tensors) for part, tensors in parts if tensors is not None]
 
 
 def _groups(part: str, tensors: StoredTensors) -> list[TensorGroup]:

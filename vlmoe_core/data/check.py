@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlmoe_core.data.config import SourceConfig
+from vlmoe_core.data.decoding import open_picture
 from vlmoe_core.data.example import Example
-from vlmoe_core.data.images import open_picture
 from vlmoe_core.data.prepare import Preparer
 from vlmoe_core.data.stream import Stream
 from vlmoe_core.errors import DataError

@@ -12,8 +12,8 @@ from fractions import Fraction
 from functools import cache, lru_cache
 from itertools import accumulate
 
-from vlmoe_core.config import exact
 from vlmoe_core.data.config import SourceConfig
+from vlmoe_core.decimals import exact
 
 ROUNDS = 6
 LONGEST_PERIOD = 10_000

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from vlmoe_core.config import exact
+from vlmoe_core.decimals import exact
 
 WHOLE = (0.0, 1.0)
 

@@ -12,6 +12,7 @@ from PIL.Image import Image
 from vlmoe_core.data.config import DataConfig, StreamName
 from vlmoe_core.data.example import Example, Sample, TextEncoder
 from vlmoe_core.data.images import ImageTransform
+from vlmoe_core.data.joining import joined
 from vlmoe_core.errors import DataError
 
 Target = Callable[[Example], NDArray[np.generic] | None]
@@ -100,9 +101,7 @@ class Preparer:
         first = encoder.encode(example.text)
         if example.second_text is None:
             return first[:room], None
-        second = encoder.encode(example.second_text)
-        keep_first, keep_second = shares(len(first), len(second), room - 1)
-        return [*first[:keep_first], encoder.sep_id, *second[:keep_second]], keep_first + 2
+        return joined(first, encoder.encode(example.second_text), room, encoder.sep_id)
 
     def _target(self, example: Example) -> NDArray[np.generic] | None:
         if self.target is None:
@@ -111,13 +110,6 @@ class Preparer:
             return self.target(example)
         except DataError as error:
             raise DataError(f"{example.name}: {error}") from error
-
-
-def shares(first: int, second: int, room: int) -> tuple[int, int]:
-    """How much of two texts fits: the longer one is cut first, and both are cut alike after that."""
-    half = room // 2
-    keep_first = min(first, max(half, room - second))
-    return keep_first, min(second, room - keep_first)
 
 
 def _known_ids(example: Example, vocab_size: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""One pre-LN block: shared attention, then the feed-forward network of each token's modality.
+"""One pre-LN block: attention, then the feed-forward network of each token's modality.
 
 Axis letters: T tokens, D width, S sequences.
 """
@@ -8,14 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vlmoe_core.model.attention import Attention
+from vlmoe_core.model.attention import build_attention
 from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.model.layout import Layout
+from vlmoe_core.model.norms import build_norm, normed
+from vlmoe_core.model.relative import Relative
 from vlmoe_core.moe.dense import DenseFFN
 from vlmoe_core.moe.layer import SparseFFN
 from vlmoe_core.moe.plan import RoutingPlan
-
-EPS = 1e-6
 
 
 class Routed(NamedTuple):
@@ -34,9 +34,10 @@ class Routed(NamedTuple):
 def build_ffn(config: ModelConfig, layer: int, name: str) -> SparseFFN | DenseFFN:
     """The feed-forward network of that name in a 0-based block."""
     moe = config.sparse(name, layer)
+    sub_norm_eps = config.norm_eps if config.sub_norm else None
     if moe is not None:
-        return SparseFFN(config.dim, config.hidden, moe, config.init_std)
-    return DenseFFN(config.dim, config.hidden)
+        return SparseFFN(config.dim, config.hidden, moe, config.init_std, sub_norm_eps, moe.kept(layer))
+    return DenseFFN(config.dim, config.hidden, sub_norm_eps)
 
 
 class Block(nn.Module):
@@ -46,16 +47,19 @@ class Block(nn.Module):
         super().__init__()
         self.layer = layer
         self.drop_path = config.drop_path * layer / max(1, config.layers - 1)
-        self.norm1 = nn.LayerNorm(config.dim, eps=EPS)
-        self.attention = Attention(config)
+        self.norm1 = build_norm(config)
+        self.attention = build_attention(config)
         self.norm2 = _ffn_norms(config, layer)
         self.ffn = nn.ModuleDict({name: build_ffn(config, layer, name) for name in config.ffns(layer)})
         self.scale1 = _layer_scale(config)
         self.scale2 = _layer_scale(config)
 
-    def forward(self, x_TD: Tensor, layout: Layout) -> tuple[Tensor, tuple[Routed, ...]]:
+    def forward(
+        self, x_TD: Tensor, layout: Layout, relative: Relative | None = None
+    ) -> tuple[Tensor, tuple[Routed, ...]]:
         """(T, D) -> (T, D) and the plans of the sparse layers that ran."""
-        x_TD = self._add(x_TD, self.attention(self.norm1(x_TD), layout), self.scale1, layout)
+        update_TD = self.attention(normed(self.norm1, x_TD, layout), layout, relative)
+        x_TD = self._add(x_TD, update_TD, self.scale1, layout)
         y_TD, routed = self._feed_forward(x_TD, layout)
         return self._add(x_TD, y_TD, self.scale2, layout), routed
 
@@ -100,8 +104,8 @@ class Block(nn.Module):
 def _ffn_norms(config: ModelConfig, layer: int) -> nn.Module:
     """The norm before the feed-forward networks: one for all, or one for each (VLMo)."""
     if config.norm == "shared":
-        return nn.LayerNorm(config.dim, eps=EPS)
-    return nn.ModuleDict({name: nn.LayerNorm(config.dim, eps=EPS) for name in config.ffns(layer)})
+        return nn.LayerNorm(config.dim, eps=config.norm_eps)
+    return nn.ModuleDict({name: nn.LayerNorm(config.dim, eps=config.norm_eps) for name in config.ffns(layer)})
 
 
 def _layer_scale(config: ModelConfig) -> nn.Parameter | None:

@@ -20,12 +20,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 CONV_PATCHES = (2, 4, 8, 16, 32, 64)
 """Patch sizes of the convolutional stem: each convolution halves the sides."""
 
-NOT_BUILT = {
-    "attention": ("per_modality",),
-    "sub_norm": (True,),
-    "positions": ("relative", "relative_shared"),
-}
-
 
 class SparseConfig(Config):
     """Which modalities have sparse layers; absent: dense."""
@@ -67,13 +61,20 @@ class ModelConfig(Config):
     init_std: float = Field(0.02, gt=0)
     """Standard deviation of the truncated normal initialisation (BEiT)."""
     attention: Literal["shared", "per_modality"] = "shared"
-    """Whether the modalities share the attention weights."""
+    """Whether the modalities share the attention weights, or each has its own and all tokens still attend to each other
+    (BEiT-3, arXiv 2208.10442)."""
     norm: Literal["shared", "per_modality"] = "shared"
-    """per_modality: each feed-forward network has its own LayerNorm before it (VLMo)."""
+    """per_modality: each feed-forward network has its own LayerNorm before it (VLMo); with `attention: per_modality`
+    each modality also has its own before attention and at the end (BEiT-3)."""
+    norm_eps: float = Field(1e-6, gt=0)
+    """Added to the variance in each LayerNorm of the blocks and in the final one (BEiT, VLMo: 1e-6; BEiT-3: 1e-5)."""
+    text_embed_norm: bool = False
+    """LayerNorm over the sum of word and position, before the kind is added (BERT, VLMo)."""
     sub_norm: bool = False
-    """LayerNorm before each output projection (Magneto, BEiT-3)."""
+    """LayerNorm before each output projection (Magneto, arXiv 2210.06423; BEiT-3). Experts need `experts: loop`."""
     positions: Literal["absolute", "relative", "relative_shared"] = "absolute"
-    """Learned absolute positions, or a relative bias in each block or one for all blocks (BEiT, VLMo)."""
+    """Learned absolute positions; or beside them a relative bias on the attention logits, with a table in each block
+    (BEiT, VLMo) or one for all blocks (BEiT in pretraining)."""
     qkv_bias: Literal["all", "qv", "none"] = "all"
     """Which of query, key and value have a bias."""
     layer_scale: float | None = Field(None, gt=0)
@@ -83,6 +84,9 @@ class ModelConfig(Config):
     expert_pool: Literal["per_modality", "shared"] = "per_modality"
     """Whether the modalities have their own experts (VL-MoE: moe.vision, moe.text) or share one pool (LIMoE:
     moe.shared)."""
+    modality: Literal["both", "vision", "text"] = "both"
+    """What inputs there is a path for. A model that was exported for images or texts alone has no other: neither the
+    other's embeddings and weights nor VL-FFNs."""
 
     @model_validator(mode="before")
     @classmethod
@@ -106,12 +110,17 @@ class ModelConfig(Config):
             raise ValueError(f"patch_embed: conv needs a patch_size of {fits}, not {self.patch_size}")
         if self.vl_layers > self.layers:
             raise ValueError(f"vl_layers ({self.vl_layers}) is more than layers ({self.layers})")
-        for switch, missing in NOT_BUILT.items():
-            value = getattr(self, switch)
-            if value in missing:
-                raise ValueError(f"{switch}: {value} is not built yet; leave it at its default")
+        self._check_modality()
         self._check_pools()
+        self._check_sub_norm()
         return self
+
+    def _check_modality(self) -> None:
+        absent = {"both": None, "vision": "text", "text": "vision"}[self.modality]
+        if absent is not None and getattr(self.moe, absent) is not None:
+            raise ValueError(f"modality: {self.modality} has no path for {absent} tokens; leave out moe.{absent}")
+        if absent is not None and self.vl_layers:
+            raise ValueError(f"modality: {self.modality} takes no pairs; set vl_layers to 0, not {self.vl_layers}")
 
     def _check_pools(self) -> None:
         own, shared = self.moe.vision or self.moe.text, self.moe.shared
@@ -125,8 +134,18 @@ class ModelConfig(Config):
             )
         if self.expert_pool == "per_modality" and shared is not None:
             raise ValueError("moe.shared is one pool for all modalities: set expert_pool: shared, or leave it out")
-        for pool in self.pools:
-            self.sparse_layers(pool)
+        for pool, moe in self.pools.items():
+            sparse = self.sparse_layers(pool)
+            if dense := sorted(set(moe.kept_experts or ()) - set(sparse)):
+                raise ValueError(f"moe.{pool}.kept_experts names block {dense[0]}; sparse are {list(sparse)}")
+
+    def _check_sub_norm(self) -> None:
+        for pool, moe in self.pools.items():
+            if self.sub_norm and moe.experts != "loop":
+                raise ValueError(
+                    f"sub_norm is not built into experts '{moe.experts}': set moe.{pool}.experts to loop, or sub_norm "
+                    "to false"
+                )
 
     @property
     def grid(self) -> int:
@@ -139,10 +158,25 @@ class ModelConfig(Config):
         return self.grid**2
 
     @property
+    def image_distances(self) -> int:
+        """Rows of a relative table for two tokens of one image: patches by their distance, and three with [CLS]."""
+        return (2 * self.grid - 1) ** 2 + 3
+
+    @property
+    def relative_rows(self) -> int:
+        """R, rows of a relative table: two tokens of an image, one of each, two tokens of a text (VLMo)."""
+        return self.image_distances + 2 + 2 * self.max_text_length
+
+    @property
     def stem_widths(self) -> tuple[int, ...]:
         """Channels before, between and behind the convolutions of the stem (`patch_embed: conv`)."""
         halvings = self.patch_size.bit_length() - 1
         return (3, *(max(8, self.dim // 2 ** (halvings - 1 - i)) for i in range(halvings)))
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Vision and text, or the one that there is a path for."""
+        return ("vision", "text") if self.modality == "both" else (self.modality,)
 
     @property
     def pools(self) -> dict[str, MoEConfig]:
@@ -151,8 +185,8 @@ class ModelConfig(Config):
         return {name: moe for name, moe in pools.items() if moe is not None}
 
     def ffns(self, layer: int) -> tuple[str, ...]:
-        """The feed-forward networks of a 0-based block: vision and text, or shared; in the top blocks also vl."""
-        own = ("shared",) if layer in self.sparse_layers("shared") else ("vision", "text")
+        """The feed-forward networks of a 0-based block: of each modality, or shared; in the top blocks also vl."""
+        own = ("shared",) if layer in self.sparse_layers("shared") else self.modalities
         return (*own, "vl") if layer >= self.layers - self.vl_layers else own
 
     def sparse_layers(self, pool: str) -> tuple[int, ...]:
@@ -179,7 +213,7 @@ class ModelConfig(Config):
         return self.pools[ffn] if layer in self.sparse_layers(ffn) else None
 
     def num_params(self, vocab_size: int, codebook_size: int | None) -> int:
-        """Parameters, those of all experts counted.
+        """Parameters, those of all experts counted that are there.
 
         Args:
             vocab_size: rows of the word embedding.
@@ -187,14 +221,14 @@ class ModelConfig(Config):
         """
         layers = range(self.layers)
         ffns = sum(self._ffn_params(name, layer) for layer in layers for name in self.ffns(layer))
-        norms = sum(2 + (len(self.ffns(i)) - 1) * (self.norm == "per_modality") for i in layers) + 1
         scales = 0 if self.layer_scale is None else 2 * self.layers
         heads = 0 if codebook_size is None else _linear(self.dim, vocab_size) + _linear(self.dim, codebook_size)
         return (
             self._embedding_params(vocab_size)
             + self.layers * self._attention_params()
             + ffns
-            + (2 * norms + scales) * self.dim
+            + (2 * self._norms() + scales) * self.dim
+            + self._relative_params()
             + heads
         )
 
@@ -203,7 +237,8 @@ class ModelConfig(Config):
 
         So the paper counts its 180M of 1.9B; routers are counted whole. Arguments as in `num_params`.
         """
-        idle = sum(len(self.sparse_layers(name)) * (moe.num_experts - moe.top_k) for name, moe in self.pools.items())
+        layers = [(moe, layer) for name, moe in self.pools.items() for layer in self.sparse_layers(name)]
+        idle = sum(moe.num_kept(layer) - moe.top_k for moe, layer in layers)
         return self.num_params(vocab_size, codebook_size) - idle * self._expert_params
 
     def flops(self, image_tokens: int, text_tokens: int) -> int:
@@ -224,27 +259,42 @@ class ModelConfig(Config):
     @property
     def _expert_params(self) -> int:
         """Of one feed-forward network, and of one expert."""
-        return _linear(self.dim, self.hidden) + _linear(self.hidden, self.dim)
+        return _linear(self.dim, self.hidden) + _linear(self.hidden, self.dim) + 2 * self.hidden * self.sub_norm
 
     def _ffn_params(self, ffn: str, layer: int) -> int:
         moe = self.sparse(ffn, layer)
         if moe is None:
             return self._expert_params
-        return (moe.num_experts + moe.shared_expert) * self._expert_params + moe.router.num_params(
-            self.dim, moe.num_experts
-        )
+        experts = moe.num_kept(layer) + moe.shared_expert
+        return experts * self._expert_params + moe.router.num_params(self.dim, moe.num_experts)
 
     def _attention_params(self) -> int:
         biases = {"all": 3, "qv": 2, "none": 0}[self.qkv_bias]
-        return (3 * self.dim + biases) * self.dim + _linear(self.dim, self.dim)
+        own = (3 * self.dim + biases) * self.dim + _linear(self.dim, self.dim) + 2 * self.dim * self.sub_norm
+        return own * (len(self.modalities) if self.attention == "per_modality" else 1)
+
+    def _norms(self) -> int:
+        """LayerNorms over the states: before attention and the feed-forward networks, at the end, of the words."""
+        own = self.norm == "per_modality"
+        ends = len(self.modalities) if own and self.attention == "per_modality" else 1
+        before_ffns = sum(len(self.ffns(layer)) if own else 1 for layer in range(self.layers))
+        return ends * self.layers + before_ffns + ends + (self.text_embed_norm and "text" in self.modalities)
+
+    def _relative_params(self) -> int:
+        tables = {"absolute": 0, "relative": self.layers, "relative_shared": 1}[self.positions]
+        return tables * self.relative_rows * self.heads
 
     def _embedding_params(self, vocab_size: int) -> int:
-        """Words and positions, kinds of token, [CLS], mask embedding, patches."""
-        rows = vocab_size + self.max_text_length + 2 + 2 + 1 + self.num_patches
+        """Kinds of token; words and their positions; [CLS], mask embedding, patches and positions."""
+        kinds, words = 2 * self.dim, (vocab_size + self.max_text_length) * self.dim
+        image = self._stem_params() + (3 + self.num_patches) * self.dim
+        return kinds + words * ("text" in self.modalities) + image * ("vision" in self.modalities)
+
+    def _stem_params(self) -> int:
         if self.patch_embed == "linear":
-            return rows * self.dim + _linear(3 * self.patch_size**2, self.dim)
+            return _linear(3 * self.patch_size**2, self.dim)
         convs = sum(_linear(9 * before, after) + 2 * after for before, after in pairwise(self.stem_widths))
-        return rows * self.dim + convs + _linear(self.stem_widths[-1], self.dim)
+        return convs + _linear(self.stem_widths[-1], self.dim)
 
     def _ffn_flops(self, layer: int, image_tokens: int, text_tokens: int) -> int:
         ffns = self.ffns(layer)

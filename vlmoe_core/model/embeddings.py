@@ -15,6 +15,8 @@ from vlmoe_core.model.config import ModelConfig
 
 NUM_KINDS = 2
 IMAGE_KIND, TEXT_KIND = 0, 1
+WORD_EPS = 1e-12
+"""BERT's: embeddings have a variance so small that the blocks' epsilon would show."""
 
 
 class LinearPatches(nn.Module):
@@ -90,33 +92,41 @@ class ImageEmbedding(nn.Module):
 
 
 class TextEmbedding(nn.Module):
-    """Word and position embeddings."""
+    """Word and position embeddings, their sum normalised where the config says so."""
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.word = nn.Embedding(vocab_size, config.dim)
         self.position = nn.Parameter(torch.zeros(config.max_text_length, config.dim))
+        self.norm = nn.LayerNorm(config.dim, eps=WORD_EPS) if config.text_embed_norm else None
 
     def forward(self, ids_T: Tensor, positions_T: Tensor) -> Tensor:
         """ids and positions -> (T, D)."""
         out: Tensor = self.word(ids_T) + F.embedding(positions_T, self.position)
-        return out
+        return out if self.norm is None else self.norm(out)
 
 
 class Embeddings(nn.Module):
-    """The packed tokens of a batch: all image tokens, then all text tokens, each with the embedding of its kind."""
+    """The packed tokens of a batch: all image tokens, then all text tokens, each with the embedding of its kind.
+
+    `image` or `text` is None where the model has no path for it; there must be no such tokens then.
+    """
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
-        self.image = ImageEmbedding(config)
-        self.text = TextEmbedding(config, vocab_size)
+        self.image = ImageEmbedding(config) if "vision" in config.modalities else None
+        self.text = TextEmbedding(config, vocab_size) if "text" in config.modalities else None
         self.kind = nn.Parameter(torch.zeros(NUM_KINDS, config.dim))
 
     def forward(self, pixels_ICHW: Tensor, mask_IP: Tensor, ids_T: Tensor, positions_T: Tensor) -> Tensor:
         """-> (T, D)."""
-        image_INTD = self.image(pixels_ICHW, mask_IP) + self.kind[IMAGE_KIND]
-        text_TD = self.text(ids_T, positions_T) + self.kind[TEXT_KIND]
-        return torch.cat([image_INTD.flatten(0, 1), text_TD])
+        parts_TD = []
+        if self.image is not None:
+            image_IND = self.image(pixels_ICHW, mask_IP) + self.kind[IMAGE_KIND]
+            parts_TD.append(image_IND.flatten(0, 1))
+        if self.text is not None:
+            parts_TD.append(self.text(ids_T, positions_T) + self.kind[TEXT_KIND])
+        return torch.cat(parts_TD)
 
 
 def resize_positions(position_ND: Tensor, grid: int) -> Tensor:

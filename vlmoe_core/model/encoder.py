@@ -5,18 +5,21 @@ Axis letters: T tokens, D width, I images, N tokens of an image.
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vlmoe_core.data.batch import Batch
-from vlmoe_core.model.attention import Attention
-from vlmoe_core.model.block import EPS, Block, Routed
+from vlmoe_core.errors import UsageError
+from vlmoe_core.model.attention import Projections
+from vlmoe_core.model.block import Block, Routed
 from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.model.embeddings import Embeddings
 from vlmoe_core.model.layout import Layout, build_layout
+from vlmoe_core.model.norms import build_norm, normed
+from vlmoe_core.model.relative import Relative, RelativeBias, relate
 from vlmoe_core.moe.dense import DenseFFN
 from vlmoe_core.moe.experts import Experts
 
@@ -69,45 +72,69 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ModelConfig, vocab_size: int, recompute: bool = False) -> None:
         super().__init__()
-        self.config, self.recompute = config, recompute
+        self.config, self.vocab_size, self.recompute = config, vocab_size, recompute
         self.embeddings = Embeddings(config, vocab_size)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
-        self.norm = nn.LayerNorm(config.dim, eps=EPS)
+        self.relative = RelativeBias(config) if config.positions == "relative_shared" else None
+        self.norm = build_norm(config)
         initialise(self, config.init_std)
 
     def forward(self, batch: Batch, intermediates: Collection[str] = ()) -> Encoded:
         """Encode a batch; `intermediates` names the states to keep.
 
-        Raises ValueError if there is no state of such a name.
+        Raises ValueError if there is no state of such a name, DataError for a text that is longer than the relative
+        positions allow, UsageError for an input that the model has no path for.
         """
         self._check_names(intermediates)
-        layout = build_layout(batch, 1 + self.config.num_patches)
+        self._check_inputs(batch)
+        layout = build_layout(batch, 1 + self.config.num_patches, self.config.modalities)
+        relative = self._relate(layout, batch.longest_text)
         x_TD = self.embeddings(batch.pixels_ICHW, batch.patch_mask_IP, batch.text_ids_T, batch.text_positions_T)
         kept = {"embeddings": x_TD} if "embeddings" in intermediates else {}
         routed: tuple[Routed, ...] = ()
         for number, block in enumerate(self.blocks):
-            x_TD, more = self._run(block, x_TD, layout)
+            x_TD, more = self._run(block, x_TD, layout, relative)
             routed += more
             if (name := f"blocks.{number}") in intermediates:
                 kept[name] = x_TD
-        return Encoded(self.norm(x_TD), layout, routed, kept)
+        return Encoded(normed(self.norm, x_TD, layout), layout, routed, kept)
 
     def _check_names(self, intermediates: Collection[str]) -> None:
         known = ["embeddings", *(f"blocks.{i}" for i in range(len(self.blocks)))]
         if unknown := sorted(set(intermediates) - set(known)):
             raise ValueError(f"no states are called {', '.join(unknown)}; known: {', '.join(known)}")
 
-    def _run(self, block: nn.Module, x_TD: Tensor, layout: Layout) -> tuple[Tensor, tuple[Routed, ...]]:
+    def _check_inputs(self, batch: Batch) -> None:
+        given = {"vision": ("images", batch.num_images), "text": ("texts", batch.text_ids_T.shape[0])}
+        for modality, (inputs, count) in given.items():
+            if modality not in self.config.modalities and count:
+                raise UsageError(
+                    f"this model has no path for {inputs}: it was exported with --modality {self.config.modality}; use "
+                    "the whole model that it comes from"
+                )
+
+    def _relate(self, layout: Layout, longest_text: int) -> Relative | None:
+        """How the tokens stand to each other: once a batch, for all blocks."""
+        if self.config.positions == "absolute":
+            return None
+        relative = relate(layout, longest_text, self.config)
+        return relative if self.relative is None else replace(relative, bias_XHLL=self.relative(relative))
+
+    def _run(
+        self, block: nn.Module, x_TD: Tensor, layout: Layout, relative: Relative | None
+    ) -> tuple[Tensor, tuple[Routed, ...]]:
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(block, x_TD, layout, use_reentrant=False)  # type: ignore[no-any-return]
-        return block(x_TD, layout)  # type: ignore[no-any-return]
+            return checkpoint(block, x_TD, layout, relative, use_reentrant=False)  # type: ignore[no-any-return]
+        return block(x_TD, layout, relative)  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
 def initialise(encoder: Encoder, std: float) -> None:
-    """Truncated normal weights, zero biases; output maps of block l (1-based) divided by sqrt(2 l) (BEiT, 2106.08254).
+    """Truncated normal weights, zero biases and relative tables; output maps of block l (1-based) divided by sqrt(2 l)
+    (BEiT, 2106.08254).
 
-    Experts differ from each other.
+    With sub-norms instead the maps of values, of attention's output and of the feed-forward networks times
+    sqrt(log(2 x blocks)) (Magneto, 2210.06423). Experts differ from each other.
     """
     for module in encoder.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
@@ -115,14 +142,26 @@ def initialise(encoder: Encoder, std: float) -> None:
         if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
             nn.init.zeros_(module.bias)
     image, text = encoder.embeddings.image, encoder.embeddings.text
-    for parameter in (image.cls, image.mask, image.position, text.position, encoder.embeddings.kind):
+    of_images = () if image is None else (image.cls, image.mask, image.position)
+    of_texts = () if text is None else (text.position,)
+    for parameter in (*of_images, *of_texts, encoder.embeddings.kind):
         nn.init.trunc_normal_(parameter, std=std)
     for number, block in enumerate(encoder.blocks, start=1):
-        for weight in _output_weights(block):
-            weight.div_(math.sqrt(2 * number))
+        if encoder.config.sub_norm:
+            for weight in _output_weights(block) + _value_weights(block):
+                weight.mul_(math.sqrt(math.log(2 * len(encoder.blocks))))
+        else:
+            for weight in _output_weights(block):
+                weight.div_(math.sqrt(2 * number))
 
 
 def _output_weights(block: nn.Module) -> list[Tensor]:
     """The weights that write into the residual stream."""
-    outputs = [m.out.weight for m in block.modules() if isinstance(m, Attention)]
+    outputs = [m.out.weight for m in block.modules() if isinstance(m, Projections)]
     return outputs + [m.down.weight for m in block.modules() if isinstance(m, DenseFFN | Experts)]
+
+
+def _value_weights(block: nn.Module) -> list[Tensor]:
+    """Those of attention's values, and of the first maps of the feed-forward networks."""
+    values = [m.qkv.weight.chunk(3)[2] for m in block.modules() if isinstance(m, Projections)]
+    return values + [m.up.weight for m in block.modules() if isinstance(m, DenseFFN | Experts)]

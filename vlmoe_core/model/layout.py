@@ -6,6 +6,7 @@ needs them by sequence; the layout holds the one index that regroups them, built
 Axis letters: T tokens, D width, S sequences, L places of a sequence.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -36,19 +37,26 @@ class Layout:
     """bool, True where a token stands."""
     identity_T: Tensor
     """int64, what each token is: the place of an image token in its image, the id of a word."""
+    paths: tuple[str, ...] = ("vision", "text")
+    """The modalities that the model has a path for."""
 
     @property
     def full(self) -> bool:
-        """Every place holds a token, so attention needs no mask."""
+        """Every place holds a token, so attention needs no mask.
+
+        A graph that is being exported serves texts of any lengths: it has a mask where there are texts.
+        """
+        if torch.compiler.is_exporting():
+            return self.num_image_tokens == self.place_T.shape[0]
         return self.place_T.shape[0] == self.num_sequences * self.length
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """The modalities that have tokens; both where none has, so that an empty batch still touches all parameters."""
+        """The modalities that have tokens; all where none has, so that an empty batch still touches all parameters."""
         texts = self.num_image_tokens < self.place_T.shape[0]
         if self.num_image_tokens > 0 and not texts:
             return ("vision",)
-        return ("text",) if texts and self.num_image_tokens == 0 else ("vision", "text")
+        return ("text",) if texts and self.num_image_tokens == 0 else self.paths
 
     def to_sequences(self, x_TD: Tensor) -> Tensor:
         """(T, D) -> (S, L, D), zero where no token stands."""
@@ -60,11 +68,14 @@ class Layout:
         return x_SLD.flatten(0, 1).index_select(0, self.place_T)
 
 
-torch.export.register_dataclass(Layout, serialized_type_name="vlmoe_core.model.layout.Layout")
+torch.export.register_dataclass(Layout, serialized_type_name=f"{__name__}.Layout")
 
 
-def build_layout(batch: Batch, image_length: int) -> Layout:
-    """The layout of a batch whose images have `image_length` tokens each. Waits for no device."""
+def build_layout(batch: Batch, image_length: int, paths: tuple[str, ...] = ("vision", "text")) -> Layout:
+    """The layout of a batch whose images have `image_length` tokens each. Waits for no device.
+
+    `paths` are the modalities that the model can take.
+    """
     sequence_T = torch.cat([batch.sequence_of_image.repeat_interleave(image_length), batch.sequence_of_text])
     inside_image = torch.arange(image_length, device=sequence_T.device).repeat(batch.num_images)
     text_start = image_length if batch.fused else 0
@@ -84,4 +95,17 @@ def build_layout(batch: Batch, image_length: int) -> Layout:
         place_T=place_T,
         occupied_SL=occupied.view(batch.num_sequences, length),
         identity_T=torch.cat([inside_image, batch.text_ids_T]),
+        paths=paths,
     )
+
+
+def by_modality(x_TD: Tensor, layout: Layout, functions: Mapping[str, Callable[[Tensor], Tensor]]) -> Tensor:
+    """Apply `functions["vision"]` to the image tokens and `functions["text"]` to the text tokens.
+
+    A modality without tokens is left out: its weights would get a gradient of zeros. Where there is no token at all,
+    both run.
+    """
+    if len(layout.modalities) == 1:
+        return functions[layout.modalities[0]](x_TD)
+    images = layout.num_image_tokens
+    return torch.cat([functions["vision"](x_TD[:images]), functions["text"](x_TD[images:])])

@@ -12,6 +12,7 @@ Weights = Literal["gate", "renormalised", "unit"]
 Priority = Literal["gate", "position", "random"]
 Implementation = Literal["grouped", "loop", "tutel"]
 BalanceScope = Literal["micro", "ranks"]
+Removed = Literal["next", "drop"]
 
 
 def _every_second() -> dict[Literal["every"], int]:
@@ -128,6 +129,13 @@ class MoEConfig(Config):
     """A further expert of the same size that every token passes, whatever its router says (arXiv 2401.06066)."""
     expert_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout inside the experts in training, as for finetuning (Switch, arXiv 2101.03961, section 2.4)."""
+    kept_experts: dict[int, tuple[int, ...]] | None = None
+    """Of a model that was exported for one task: the experts that are there, for each 0-based block where others were
+    removed; null: all. Routers still know all experts: gates, priorities and capacities are the whole model's."""
+    removed: Removed = "next"
+    """Where a token goes whose expert was removed. next: the best of those that are there, each with its gate
+    (renormalised: over the experts it then has). drop: nowhere, the residual carries it (renormalised: over the removed
+    ones too)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -154,9 +162,20 @@ class MoEConfig(Config):
             )
         if self.expert_dropout > 0 and self.experts == "tutel":
             raise ValueError("expert_dropout is not built for experts 'tutel': use 'grouped', or set it to 0")
+        for layer, experts in (self.kept_experts or {}).items():
+            self._check_kept(layer, experts)
         for key, losses in self.balance_sets.items():
             self._check_losses(key, losses)
         return self
+
+    def _check_kept(self, layer: int, experts: tuple[int, ...]) -> None:
+        if list(experts) != sorted(set(experts) & set(range(self.num_experts))):
+            raise ValueError(
+                f"kept_experts of block {layer} ({list(experts)}) must be distinct experts from 0 to "
+                f"{self.num_experts - 1}, the lowest first"
+            )
+        if len(experts) < self.top_k:
+            raise ValueError(f"kept_experts of block {layer} are {len(experts)}, fewer than top_k ({self.top_k})")
 
     def _check_losses(self, key: str, losses: BalanceConfig) -> None:
         if not self.router.learns and losses.weights:
@@ -176,6 +195,15 @@ class MoEConfig(Config):
                     f"{name}_threshold in {key} is {threshold} nats, but the entropy of {self.num_experts} experts is "
                     f"at most {most:.2f}; log(S) nats ask for S experts"
                 )
+
+    def kept(self, layer: int) -> tuple[int, ...] | None:
+        """The experts that are there in a 0-based block; null: all."""
+        return None if self.kept_experts is None else self.kept_experts.get(layer)
+
+    def num_kept(self, layer: int) -> int:
+        """How many experts are there in a 0-based block."""
+        kept = self.kept(layer)
+        return self.num_experts if kept is None else len(kept)
 
     @property
     def balance_sets(self) -> dict[str, BalanceConfig]:

@@ -1,22 +1,24 @@
 """The experts of a sparse layer: one feed-forward network each, their weights fused along the first axis.
 
-Shapes: T tokens, D width, H hidden width, E experts, K choices of a token, C = T x K choices, M of one expert;
+Shapes: T tokens, D width, H hidden width, E experts, K choices of a token, C = T x K choices;
 O and I are the output and input width of a linear map.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlmoe_core.moe import pages
+from vlmoe_core.config import plugin_module
 from vlmoe_core.moe.config import Implementation
-from vlmoe_core.moe.operator import expert_ffn
-from vlmoe_core.moe.order import order_of
+from vlmoe_core.moe.pages import empty_like
 from vlmoe_core.moe.plan import RoutingPlan
 from vlmoe_core.moe.precision import compute_dtype, without_autocast
-from vlmoe_core.moe.tutel import tutel
+
+IMPLEMENTATIONS = "vlmoe_core.moe.implementations"
+"""Where the implementations lie, a file each with a function `run`."""
 
 Linear = tuple[Tensor, Tensor]
 """Weight (E, O, I) and bias (E, O) in the dtype of the arithmetic."""
@@ -54,6 +56,23 @@ class ExpertLinear(nn.Module):
         return self.weight.to(dtype), self.bias.to(dtype)
 
 
+class ExpertNorm(nn.Module):
+    """One LayerNorm an expert: weight and bias (E, H)."""
+
+    def __init__(self, num_experts: int, hidden: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(num_experts, hidden))
+        self.bias = nn.Parameter(torch.zeros(num_experts, hidden))
+
+    def forward(self, x_MH: Tensor, expert: int) -> Tensor:
+        """The hidden activations of one expert, normalised in float32 or more: (M, H) -> (M, H)."""
+        x, weight, bias = (
+            t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x_MH, self.weight[expert], self.bias[expert])
+        )
+        return F.layer_norm(x, weight.shape, weight, bias, self.eps).to(x_MH.dtype)
+
+
 class _Held(torch.autograd.Function):
     """Compute with the copy, hand the gradient to the master in the master's dtype."""
 
@@ -64,7 +83,7 @@ class _Held(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return pages.empty_like(grad, ctx.dtype).copy_(grad), None
+        return empty_like(grad, ctx.dtype).copy_(grad), None
 
 
 class Experts(nn.Module):
@@ -80,6 +99,8 @@ class Experts(nn.Module):
         init_std: standard deviation of the weights.
         implementation: which of the three.
         dropout: rate of dropout on the hidden activation, in training; not with `tutel`.
+        sub_norm_eps: each expert has a LayerNorm of this epsilon before `down` (Magneto, arXiv 2210.06423); null: none.
+            With `loop` alone.
     """
 
     def __init__(
@@ -91,10 +112,12 @@ class Experts(nn.Module):
         init_std: float,
         implementation: Implementation = "grouped",
         dropout: float = 0.0,
+        sub_norm_eps: float | None = None,
     ) -> None:
         super().__init__()
         self.implementation, self.dropout = implementation, dropout
         self.up = ExpertLinear(num_experts, dim, hidden, init_std)
+        self.norm = None if sub_norm_eps is None else ExpertNorm(num_experts, hidden, sub_norm_eps)
         self.down = ExpertLinear(num_experts, hidden, dim, init_std)
 
     def forward(self, x_TD: Tensor, plan: RoutingPlan) -> Tensor:
@@ -102,6 +125,16 @@ class Experts(nn.Module):
         dtype = compute_dtype(self.up.weight)
         with without_autocast(x_TD.device.type):
             return self._run(x_TD.to(dtype), plan, self.up.operands(dtype), self.down.operands(dtype))
+
+    @property
+    def implementation(self) -> Implementation:
+        """Which implementation computes; it may be changed at any time."""
+        return self._implementation
+
+    @implementation.setter
+    def implementation(self, name: Implementation) -> None:
+        self._implementation = name
+        self._compute: Callable[..., Tensor] = plugin_module(IMPLEMENTATIONS, name).run
 
     def hold_copies(self, dtype: torch.dtype | None) -> None:
         """Hold copies of the weights in `dtype` for arithmetic in it; None holds none."""
@@ -114,38 +147,12 @@ class Experts(nn.Module):
         self.down.refresh_copy()
 
     def _run(self, x_TD: Tensor, plan: RoutingPlan, up: Linear, down: Linear) -> Tensor:
-        if self.implementation == "tutel":
-            return tutel(x_TD, plan, up, down)
-        run = loop if self.implementation == "loop" else grouped
-        return run(x_TD, plan, up, down, self._dropout(x_TD, plan))
+        further = () if self.norm is None else (self.norm,)
+        y_TD: Tensor = self._compute(x_TD, plan, up, down, self._dropout(x_TD, plan), *further)
+        return y_TD
 
     def _dropout(self, x_TD: Tensor, plan: RoutingPlan) -> Tensor | None:
         """(C, H) factors of the hidden activation, 0 or 1 / (1 - rate); the same for every implementation."""
         if not self.training or self.dropout == 0:
             return None
         return F.dropout(x_TD.new_ones(plan.expert_TK.numel(), self.up.weight.shape[1]), self.dropout)
-
-
-def grouped(x_TD: Tensor, plan: RoutingPlan, up: Linear, down: Linear, dropout_CH: Tensor | None) -> Tensor:
-    """All experts in one operator, over the tokens sorted by expert."""
-    order = order_of(plan)
-    save = torch.is_grad_enabled()
-    # A dropped choice counts nothing, be its weight not a number.
-    weight_TK = plan.weight_TK if plan.capacity is None else plan.weight_TK.masked_fill(~plan.kept_TK, 0.0)
-    out: tuple[Tensor, ...] = expert_ffn(x_TD, weight_TK, order.choice_N, order.offsets_E, *up, *down, dropout_CH, save)
-    return out[0]
-
-
-def loop(x_TD: Tensor, plan: RoutingPlan, up: Linear, down: Linear, dropout_CH: Tensor | None) -> Tensor:
-    """The specification: one expert after the other, each over its kept tokens."""
-    y_TD = torch.zeros_like(x_TD)
-    experts = zip(*(t.unbind(0) for t in (*up, *down)), strict=True)
-    for e, (up_weight, up_bias, down_weight, down_bias) in enumerate(experts):
-        token_M, choice_M = torch.where((plan.expert_TK == e) & plan.kept_TK)
-        hidden_MH = F.gelu(F.linear(x_TD[token_M], up_weight, up_bias))
-        if dropout_CH is not None:
-            hidden_MH = hidden_MH * dropout_CH[token_M * plan.top_k + choice_M]
-        out_MD = F.linear(hidden_MH, down_weight, down_bias)
-        weight_M1 = plan.weight_TK[token_M, choice_M].unsqueeze(1).to(out_MD.dtype)
-        y_TD = y_TD.index_add(0, token_M, weight_M1 * out_MD)
-    return y_TD

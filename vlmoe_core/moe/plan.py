@@ -3,13 +3,14 @@
 Shapes: T tokens of one routing group, E experts, K choices of a token, N = T x K choices in all.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
 from torch import Tensor
 
-from vlmoe_core.moe.config import Priority, Weights
+from vlmoe_core.moe.config import Priority, Removed, Weights
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class RoutingPlan:
     slot_TK: Tensor
     """Place of the choice in its expert's queue, from 0 (int64)."""
     kept_TK: Tensor
-    """Whether the choice is computed: its slot is below the capacity (bool)."""
+    """Whether the choice is computed: its slot is below the capacity, and its expert is there (bool)."""
     capacity: int | None
     """Places of each expert; None: dropless."""
     clean_logits_TE: Tensor
@@ -58,8 +59,25 @@ class RoutingPlan:
             probs_TE=self.probs_TE[start:stop],
         )
 
+    def among(self, kept: Sequence[int]) -> "RoutingPlan":
+        """The same plan for experts that are these alone, numbered from 0 in this order.
 
-torch.export.register_dataclass(RoutingPlan, serialized_type_name="vlmoe_core.moe.plan.RoutingPlan")
+        No choice of another expert may be kept; it gets the number 0.
+        """
+        place = {expert: number for number, expert in enumerate(kept)}
+        device = self.expert_TK.device
+        number_E = torch.tensor([place.get(expert, 0) for expert in range(self.num_experts)], device=device)
+        kept_E = torch.tensor(kept, device=device)
+        return replace(
+            self,
+            expert_TK=number_E[self.expert_TK],
+            clean_logits_TE=self.clean_logits_TE.index_select(1, kept_E),
+            noisy_logits_TE=self.noisy_logits_TE.index_select(1, kept_E),
+            probs_TE=self.probs_TE.index_select(1, kept_E),
+        )
+
+
+torch.export.register_dataclass(RoutingPlan, serialized_type_name=f"{__name__}.RoutingPlan")
 
 
 def capacity_of(tokens: int, num_experts: int, top_k: int, factor: Fraction | None) -> int | None:
@@ -155,22 +173,36 @@ def make_plan(
     capacity: int | None,
     noise_std: float,
     choice_bias_E: Tensor | None = None,
+    kept: Sequence[int] | None = None,
+    removed: Removed = "next",
 ) -> RoutingPlan:
     """The plan that follows from the router's logits.
 
     `choice_bias_E` is added to the gates for the choice alone: weights and priority come from the gates without it.
+    Only the experts of `kept` are there (null: all). The others are not chosen (`removed` is next), or choices of them
+    are not kept (drop); the gates are those over all experts.
     """
     probs_TE = noisy_logits_TE.softmax(dim=-1)
-    expert_TK = choose(probs_TE if choice_bias_E is None else probs_TE + choice_bias_E, top_k)
+    scores_TE = probs_TE if choice_bias_E is None else probs_TE + choice_bias_E
+    there_E = None if kept is None else _is_there(kept, probs_TE)
+    if there_E is not None and removed == "next":
+        scores_TE = scores_TE.masked_fill(~there_E, -torch.inf)
+    expert_TK = choose(scores_TE, top_k)
     slot_TK = assign_slots(expert_TK, priority_walk(probs_TE, priority), probs_TE.shape[1])
+    kept_TK = torch.ones_like(slot_TK, dtype=torch.bool) if capacity is None else slot_TK < capacity
     return RoutingPlan(
         expert_TK=expert_TK,
         weight_TK=combine_weights(probs_TE, expert_TK, weights),
         slot_TK=slot_TK,
-        kept_TK=torch.ones_like(slot_TK, dtype=torch.bool) if capacity is None else slot_TK < capacity,
+        kept_TK=kept_TK if there_E is None else kept_TK & there_E[expert_TK],
         capacity=capacity,
         clean_logits_TE=clean_logits_TE,
         noisy_logits_TE=noisy_logits_TE,
         probs_TE=probs_TE,
         noise_std=noise_std,
     )
+
+
+def _is_there(kept: Sequence[int], probs_TE: Tensor) -> Tensor:
+    """(E,) bool."""
+    return torch.tensor([expert in kept for expert in range(probs_TE.shape[1])], device=probs_TE.device)

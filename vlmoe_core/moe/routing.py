@@ -8,7 +8,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from vlmoe_core.config import exact
+from vlmoe_core.decimals import exact
 from vlmoe_core.moe.config import MoEConfig
 from vlmoe_core.moe.plan import RoutingPlan, capacity_of, make_plan
 from vlmoe_core.moe.precision import without_autocast
@@ -37,13 +37,16 @@ class TopKRouter(nn.Module):
         """(E,) what the choice alone adds to the gates, not their weights."""
         return None
 
-    def forward(self, x_TD: Tensor, identity_T: Tensor | None = None) -> RoutingPlan:
+    def forward(
+        self, x_TD: Tensor, identity_T: Tensor | None = None, kept: tuple[int, ...] | None = None
+    ) -> RoutingPlan:
         """Route the tokens of one group, with the capacity of the present mode.
 
         Args:
             x_TD: (T, D).
             identity_T: (T,) what each token is, whatever its state: the id of a word, the place of a patch. Only the
                 hash router asks for it.
+            kept: the experts that are there; null: all.
         """
         config = self.config
         noise_std = config.noise / config.num_experts if self.training and config.router.learns else 0.0
@@ -61,6 +64,8 @@ class TopKRouter(nn.Module):
                 capacity=capacity_of(x_TD.shape[0], config.num_experts, config.top_k, factor),
                 noise_std=noise_std,
                 choice_bias_E=self.choice_bias(),
+                kept=kept,
+                removed=config.removed,
             )
 
 

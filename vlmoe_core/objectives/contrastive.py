@@ -3,40 +3,15 @@
 Axis letters: X pairs of this rank, G pairs of all ranks, D width.
 """
 
-import math
 from dataclasses import replace
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from vlmoe_core.data.batch import Batch
 from vlmoe_core.data.config import StreamName
-from vlmoe_core.model.encoder import Encoded
-
-INITIAL_TEMPERATURE = 0.07
-LARGEST_SCALE = 100.0
-
-
-class ContrastHead(nn.Module):
-    """Maps [CLS] of an image alone and of a text alone to unit vectors of one space (VLMo, BEiT-3)."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.image = nn.Linear(dim, dim, bias=False)
-        self.text = nn.Linear(dim, dim, bias=False)
-        self.temperature = nn.Parameter(torch.tensor(math.log(1 / INITIAL_TEMPERATURE)))
-        """Logarithm of the factor on the cosines."""
-
-    def forward(self, image_XD: Tensor, text_XD: Tensor) -> tuple[Tensor, Tensor]:
-        """(X, D) unit vectors of the images and of the texts."""
-        return F.normalize(self.image(image_XD), dim=-1), F.normalize(self.text(text_XD), dim=-1)
-
-    @property
-    def scale(self) -> Tensor:
-        """The factor on the cosines, at most 100 (CLIP)."""
-        return self.temperature.exp().clamp(max=LARGEST_SCALE)
 
 
 def contrast(image_XD: Tensor, text_XD: Tensor, image_ids_X: Tensor, scale: Tensor, over_ranks: bool) -> Tensor:
@@ -94,11 +69,6 @@ def _gathered(part: Tensor, lengths: list[int]) -> list[Tensor]:
     parts = [torch.empty_like(padded) for _ in lengths]
     dist.all_gather(parts, padded)
     return [whole[:length] for whole, length in zip(parts, lengths, strict=True)]
-
-
-def pool_cls(encoded: Encoded) -> Tensor:
-    """(S, D) final states of [CLS] of a batch of images alone or of texts alone."""
-    return encoded.image_cls_ID if encoded.layout.num_image_tokens else encoded.text_cls_SD
 
 
 def alone(batch: Batch) -> dict[StreamName, Batch]:

@@ -13,17 +13,22 @@ from vlmoe_core.tokenizers.config import TokenizersConfig
 from vlmoe_core.train.config import BatchConfig, OptimConfig, TrainConfig
 
 
-class Recipe(Config):
+class ModelRecipe(Config):
+    """What a model folder says where no run of ours trained the model: an encoder that was imported."""
+
+    model: ModelConfig
+    """The encoder."""
+    tokenizers: TokenizersConfig = TokenizersConfig()
+    """Text and visual tokenizer."""
+
+
+class Recipe(ModelRecipe):
     """A run: model, data, batch, optimiser, training; and an objective to pretrain, or a task to finetune."""
 
     seed: int = Field(0, ge=0, lt=2**63)
     """Seeds initialisation, data order, masks and all noise."""
     out: str | None = None
     """Run folder; null: runs/<name of the recipe>."""
-    model: ModelConfig
-    """The encoder."""
-    tokenizers: TokenizersConfig = TokenizersConfig()
-    """Text and visual tokenizer."""
     data: DataConfig
     """Sources and their preparation."""
     mask: MaskConfig = MaskConfig()
@@ -33,8 +38,9 @@ class Recipe(Config):
     task: Task | None = None
     """What is finetuned."""
     init: str | None = None
-    """What finetuning starts from: `scratch`, or a run or checkpoint folder. `model` and `tokenizers` of that run are
-    then the base that this recipe's `model` goes over."""
+    """What the run starts from: `scratch`, or a model: a run, checkpoint or model folder, or hf-hub:ORG/NAME[@rev]. Its
+    `model` and `tokenizers` are then the base that this recipe's `model` goes over. Finetuning must say it; pretraining
+    starts from random weights where it is null."""
     init_weights: bool = True
     """False: of `init` only sizes and tokenizers are taken, not the weights; the control of a comparison."""
     batch: BatchConfig
@@ -88,12 +94,12 @@ class Recipe(Config):
         """A recipe pretrains or finetunes, with what belongs to it."""
         if (self.objective is None) == (self.task is None):
             raise ValueError("give either 'objective' (pretraining) or 'task' (finetuning)")
-        if self.task is None and (self.init is not None or not self.init_weights):
-            raise ValueError("init belongs to finetuning; pretraining starts from random weights, or with --resume")
+        if self.task is None and self.init is None and not self.init_weights:
+            raise ValueError("init_weights: false takes sizes and tokenizers of init; say which model that is")
         if self.task is not None and "mask" in self.model_fields_set and self.mask != MaskConfig():
             raise ValueError("mask belongs to pretraining: a task hides nothing; take it out")
         if self.task is not None and self.init is None:
-            raise ValueError("init: say what finetuning starts from: scratch, or a run or checkpoint folder")
+            raise ValueError("init: say what finetuning starts from: scratch, or a run, checkpoint or model folder")
 
     def num_params(self) -> int:
         """Parameters of the encoder and, in pretraining, the heads; those of all experts counted."""

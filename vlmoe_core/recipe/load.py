@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vlmoe_core.errors import RecipeError, UsageError
 from vlmoe_core.recipe.catalogue import Catalogue, head_comment, shipped
-from vlmoe_core.recipe.config import Recipe
+from vlmoe_core.recipe.config import ModelRecipe, Recipe
 from vlmoe_core.recipe.mistakes import validated
 from vlmoe_core.recipe.overrides import apply_overrides
 from vlmoe_core.recipe.tree import Node, merged, plain
@@ -57,6 +57,13 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), catalogue: Cat
     return LoadedRecipe(validated(Recipe, read.tree, str(read.path)), read.name, read.text, read.path)
 
 
+def load_model_recipe(path: Path) -> ModelRecipe:
+    """The recipe of a model: of the run that trained it, or of an imported encoder, which had none. Errors likewise."""
+    read = read_recipe(str(path))
+    trained = any(read.tree.child(aim) is not None for aim in ("objective", "task"))
+    return validated(Recipe if trained else ModelRecipe, read.tree, str(read.path))
+
+
 def read_recipe(name_or_path: str, overrides: Sequence[str] = (), catalogue: Catalogue | None = None) -> RecipeText:
     """Read, merge and override a recipe without validating its values; arguments and errors as for `load_recipe`."""
     catalogue = catalogue or shipped()
@@ -89,7 +96,7 @@ def copy_recipe(
         raise UsageError(f"{target} can't be written: {error.strerror}") from error
 
 
-def dump_recipe(recipe: Recipe) -> str:
+def dump_recipe(recipe: ModelRecipe) -> str:
     """YAML of the whole recipe, defaults included; it loads back as an equal recipe."""
     return dump(recipe.model_dump(mode="json"))
 

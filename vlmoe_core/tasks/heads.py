@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from vlmoe_core.data.batch import Batch
-from vlmoe_core.model.block import EPS
 from vlmoe_core.model.encoder import Encoded
 
+EPS = 1e-6
+"""Of the norms in the heads."""
+
 Head = TypeVar("Head", bound=nn.Module)
+EPS = 1e-6
 Pool = Literal["image", "text", "both", "mean", "means"]
 """Which final states speak for a sequence: [CLS] of the image, of the text, both side by side, the mean of the patches,
 or the means of patches and of text tokens side by side."""
@@ -98,6 +101,34 @@ class MLPHead(nn.Module):
         """(X, F) -> (X, A)."""
         logits_XA: Tensor = self.out(nn.functional.gelu(self.norm(self.up(x_XF))))
         return logits_XA
+
+
+def answer_head(which: Pool, dim: int, num_answers: int) -> nn.Sequential:
+    """Pooler and two-layer head over the answers of VQA (VLMo, BEiT-3)."""
+    return nn.Sequential(Pooler(width_of(which, dim), dim), MLPHead(dim, dim, num_answers))
+
+
+def sentence_head(which: Pool | TextPool, dim: int, num_labels: int) -> nn.Sequential:
+    """Pooler and a linear map (BERT, arXiv 1810.04805): for NLI, and for the matching of image and text."""
+    return nn.Sequential(Pooler(width_of(which, dim), dim), nn.Linear(dim, num_labels))
+
+
+def pictures_head(which: Pool, dim: int, num_images: int, num_labels: int) -> nn.Sequential:
+    """LayerNorm and a two-layer head on the encodings of several pictures, side by side (BEiT-3)."""
+    features = num_images * width_of(which, dim)
+    return nn.Sequential(nn.LayerNorm(features), MLPHead(features, dim, num_labels))
+
+
+def class_head(dim: int, num_labels: int) -> nn.Linear:
+    """A linear map to the classes of images (VL-MoE)."""
+    return nn.Linear(dim, num_labels)
+
+
+def choose(head: nn.Module, encoded: Encoded, batch: Batch, which: Pool | TextPool, num_images: int = 1) -> Tensor:
+    """(X, A) logits of a head on the pooled states of an example's sequences, side by side."""
+    features_SF = pool(encoded, batch, which)
+    logits_XA: Tensor = head(features_SF.reshape(-1, num_images * features_SF.shape[1]))
+    return logits_XA
 
 
 @torch.no_grad()

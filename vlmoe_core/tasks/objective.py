@@ -1,6 +1,6 @@
 """The objective of the tasks that choose a label: encoder, pooled states, head, loss.
 
-Axis letters: S sequences, X examples, F features, A labels.
+Axis letters: X examples, A labels.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from vlmoe_core.model.encoder import Encoder
 from vlmoe_core.model.paths import freeze_unused
 from vlmoe_core.objectives.balance import Balance
 from vlmoe_core.objectives.loss import Loss, Part
-from vlmoe_core.tasks.heads import Pool, TextPool, initialise_head, pool
+from vlmoe_core.tasks.heads import Pool, TextPool, choose, initialise_head
 
 LossSum = Callable[[Tensor, Tensor], Tensor]
 """(logits_XA, targets) -> the sum of the loss over the examples."""
@@ -69,8 +69,7 @@ class Choosing(nn.Module):
         if self.training and self.change is not None and batch.targets is not None:
             batch = self.change(batch)
         encoded = self.encoder(batch)
-        features_SF = pool(encoded, batch, self.pooling)
-        logits_XA = self.head(features_SF.reshape(-1, self.num_images * features_SF.shape[1]))
+        logits_XA = choose(self.head, encoded, batch, self.pooling, self.num_images)
         parts = {self.name: self._part(logits_XA, batch)}
         if self.training:
             parts |= self.balance.parts({self.stream: batch}, {self.stream: encoded.routed})

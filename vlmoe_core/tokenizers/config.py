@@ -27,7 +27,7 @@ class VisualTokenizerConfig(Config):
     kind: Literal["codebook"] = "codebook"
     """codebook: k-means over normalised patches, fitted on the run's own images."""
     load: str | None = None
-    """A folder that holds a fitted tokenizer; null: it is fitted before step 0."""
+    """A folder or model folder that holds a fitted tokenizer, or hf-hub:ORG/NAME; null: it is fitted before step 0."""
     codebook_size: int = Field(8192, ge=2)
     """Number of codes."""
     fit_images: int = Field(2000, ge=1)

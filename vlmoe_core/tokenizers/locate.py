@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from vlmoe_core.errors import TokenizerError
+from vlmoe_core.errors import HubError, TokenizerError, UsageError
+from vlmoe_core.hf import Address, first_file, is_hub
 
 FILES = ("tokenizer.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 SUFFIXES = (".json", ".txt", ".spm", ".model")
-HUB_PREFIX = "hf-hub:"
 
 
 def tokenizer_file(spec: str) -> Path:
@@ -42,29 +42,17 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _is_hub_name(spec: str) -> bool:
-    return spec.startswith(HUB_PREFIX) or (spec[:1] not in ("/", ".", "~", "") and spec.count("/") <= 1)
+    return is_hub(spec) or (spec[:1] not in ("/", ".", "~", "") and spec.count("/") <= 1)
 
 
 def _on_hub(spec: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    name, _, revision = spec.removeprefix(HUB_PREFIX).partition("@")
-    for file in FILES:
-        try:
-            return Path(hf_hub_download(name, file, revision=revision or None))
-        except LocalEntryNotFoundError as error:
-            raise _unreachable(spec, error) from error
-        except EntryNotFoundError:
-            continue
-        except Exception as error:  # network, name, permission: whatever it is, the way out is the same
-            raise _unreachable(spec, error) from error
-    raise TokenizerError(f"Hub model {name} holds no text tokenizer; looked for {', '.join(FILES)}")
-
-
-def _unreachable(spec: str, error: Exception) -> TokenizerError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return TokenizerError(
-        f"text tokenizer {spec} is no file or folder here and can't be fetched from the Hub ({reason}); "
-        f"check the name and the connection, or give the path of a downloaded tokenizer"
-    )
+    try:
+        found = first_file(spec, FILES)
+    except (HubError, UsageError) as error:
+        raise TokenizerError(
+            f"text tokenizer {spec} is no file or folder here, and {error}; or give the path of a downloaded tokenizer"
+        ) from error
+    if found is None:
+        name = Address.parse(spec).repo
+        raise TokenizerError(f"Hub model {name} holds no text tokenizer; looked for {', '.join(FILES)}")
+    return found

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from vlmoe_core.config import nearest, plugin_module
-from vlmoe_core.errors import TokenizerError
+from vlmoe_core.errors import HubError, TokenizerError
+from vlmoe_core.hf import fetch_folder, first_file, is_hub
 
 KINDS = ("codebook",)
 FORMAT = 1
 CONFIG_FILE = "visual_tokenizer.json"
+INSIDE = "tokenizers/visual"
+"""Where it lies in a model folder."""
 
 
 class VisualTokenizer(nn.Module, ABC):
@@ -47,6 +50,22 @@ class VisualTokenizer(nn.Module, ABC):
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files into the folder, which is made if need be."""
+
+
+def visual_folder(spec: str) -> Path:
+    """The folder of the visual tokenizer that `spec` names: itself, one inside a model folder, or on the Hub.
+
+    Raises HubError if the Hub does not give it.
+    """
+    if not is_hub(spec):
+        inside = Path(spec) / INSIDE
+        return inside if inside.is_dir() else Path(spec)
+    found = first_file(spec, [CONFIG_FILE, f"{INSIDE}/{CONFIG_FILE}"])
+    if found is None:
+        raise HubError(f"{spec} holds no visual tokenizer: it has no {CONFIG_FILE}, also not in {INSIDE}/")
+    beside = f"{INSIDE}/" if found.parent.name == Path(INSIDE).name else ""
+    fetch_folder(spec, [f"{beside}visual_tokenizer.*"])
+    return found.parent
 
 
 def load_visual_tokenizer(folder: Path) -> VisualTokenizer:

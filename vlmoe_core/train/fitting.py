@@ -17,12 +17,12 @@ from vlmoe_core.data.images import ImageTransform
 from vlmoe_core.data.prepare import read_pixels
 from vlmoe_core.data.stream import Stream, open_streams
 from vlmoe_core.errors import DataError, RecipeError, TokenizerError
-from vlmoe_core.recipe.config import Recipe
+from vlmoe_core.recipe.config import ModelRecipe, Recipe
 from vlmoe_core.tasks.labels import NO_LABELS, Labels, load_labels
 from vlmoe_core.tasks.task import open_task
 from vlmoe_core.tokenizers.codebook import fit_codebook
 from vlmoe_core.tokenizers.text import TextTokenizer, fit_wordpiece, load_text_tokenizer, wordless_tokenizer
-from vlmoe_core.tokenizers.visual import VisualTokenizer, load_visual_tokenizer
+from vlmoe_core.tokenizers.visual import VisualTokenizer, load_visual_tokenizer, visual_folder
 from vlmoe_core.train.parallel import on_main
 from vlmoe_core.train.reporter import Reporter
 
@@ -41,16 +41,24 @@ class Tokenizers:
     """What the head of a task chooses from."""
 
 
-def obtain_tokenizers(
-    recipe: Recipe, folder: Path, reporter: Reporter, given: TextTokenizer | None = None
-) -> Tokenizers:
+@dataclass(frozen=True)
+class Given:
+    """Tokenizers that come with the model that a run starts from."""
+
+    text: TextTokenizer | None = None
+    """Null: the run has its own."""
+    visual: VisualTokenizer | None = None
+    """Null: the run has its own."""
+
+
+def obtain_tokenizers(recipe: Recipe, folder: Path, reporter: Reporter, given: Given = Given()) -> Tokenizers:
     """The tokenizers of a run, from `folder` if they are there, else loaded or fitted by rank 0 and written into it.
 
     Args:
         recipe: the run.
         folder: where they lie.
         reporter: is told what was fitted.
-        given: the text tokenizer of the model that finetuning starts from.
+        given: those of the model that the run starts from.
 
     Raises:
         TokenizerError: one can't be loaded or fitted, or does not fit the recipe.
@@ -65,7 +73,7 @@ def obtain_tokenizers(
     return read_tokenizers(recipe, folder)
 
 
-def read_tokenizers(recipe: Recipe, folder: Path) -> Tokenizers:
+def read_tokenizers(recipe: ModelRecipe, folder: Path) -> Tokenizers:
     """Both tokenizers as they were written. Raises TokenizerError where they don't fit the recipe."""
     visual = load_visual_tokenizer(folder / "visual") if (folder / "visual").exists() else None
     tokenizers = Tokenizers(load_text_tokenizer(str(folder / "text")), visual, load_labels(folder / "labels"))
@@ -73,15 +81,17 @@ def read_tokenizers(recipe: Recipe, folder: Path) -> Tokenizers:
     return tokenizers
 
 
-def _write_tokenizers(recipe: Recipe, folder: Path, reporter: Reporter, given: TextTokenizer | None) -> None:
+def _write_tokenizers(recipe: Recipe, folder: Path, reporter: Reporter, given: Given) -> None:
     """Write all beside their final place and rename, so that a folder that is there is whole."""
     fresh = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     streams = open_streams(recipe.data, recipe.data.train, recipe.seed)
-    text = given or obtain_text(recipe, streams.values(), reporter)
+    text = given.text or obtain_text(recipe, streams.values(), reporter)
     text.save(fresh / "text")
-    visual = obtain_visual(recipe, streams.values(), reporter) if recipe.task is None else None
+    visual = None
+    if recipe.task is None:
+        visual = given.visual or obtain_visual(recipe, streams.values(), reporter)
     if visual is not None:
         visual.save(fresh / "visual")
     labels = obtain_labels(recipe)
@@ -159,7 +169,7 @@ def obtain_visual(recipe: Recipe, streams: Iterable[Stream], reporter: Reporter)
     """Load the visual tokenizer that the recipe names, or fit one on the images of the streams, if there are any."""
     config = recipe.tokenizers.visual
     if config.load is not None:
-        return load_visual_tokenizer(Path(config.load))
+        return load_visual_tokenizer(visual_folder(config.load))
     images = list(_fit_images(recipe, [s for s in streams if s.name != "text"]))
     if not images:
         return None
@@ -181,7 +191,7 @@ def _fit_images(recipe: Recipe, streams: list[Stream]) -> Iterator[NDArray[np.ui
                     raise
 
 
-def check_fit(recipe: Recipe, tokenizers: Tokenizers) -> None:
+def check_fit(recipe: ModelRecipe, tokenizers: Tokenizers) -> None:
     """Raises TokenizerError where the tokenizers don't fit the sizes that stand in the recipe."""
     text, visual = tokenizers.text, tokenizers.visual
     rows, codes = recipe.tokenizers.text.vocab_size, recipe.tokenizers.visual.codebook_size

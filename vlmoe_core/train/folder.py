@@ -83,19 +83,19 @@ def write_environment(folder: RunFolder) -> None:
     folder.environment.write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
 
 
-def check_same_recipe(folder: RunFolder, recipe: Recipe) -> None:
-    """A run goes on with the recipe it began with, but for what changes no number.
+def check_same_recipe(began_in: Path, recipe: Recipe) -> None:
+    """A run goes on with the recipe it began with, which lies in a folder, but for what changes no number.
 
     Raises:
         RecipeError: names the fields that differ.
     """
-    began, now = _flat(load_recipe(str(folder.recipe)).recipe), _flat(recipe)
+    began, now = _flat(load_recipe(str(RunFolder(began_in).recipe)).recipe), _flat(recipe)
     differing = sorted(key for key in began.keys() | now.keys() if began.get(key) != now.get(key))
     changed = [key for key in differing if not key.startswith(FREE_FIELDS)]
     if changed:
         shown = "; ".join(f"{key} was {began.get(key)}, is {now.get(key)}" for key in changed[:5])
         raise RecipeError(
-            f"the run in {folder.path} began with another recipe ({shown}); give the same one to go on, "
+            f"the run in {began_in} began with another recipe ({shown}); give the same one to go on, "
             "or another --out to start anew"
         )
 

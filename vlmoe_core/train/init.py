@@ -1,33 +1,43 @@
-"""What finetuning starts from: the weights of another run, converted where that can be, refused by name where not."""
+"""What a run starts from: the weights of another model, converted where that can be, refused by name where not."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vlmoe_core.checkpoint.layout import RECIPE, resolve
+from vlmoe_core.checkpoint.layout import RECIPE
+from vlmoe_core.checkpoint.locate import resolve
 from vlmoe_core.checkpoint.read import Checkpoint, read_checkpoint
+from vlmoe_core.checkpoint.stored import pieces, shape_of
 from vlmoe_core.errors import CheckpointError, RecipeError, UsageError
+from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.model.embeddings import resize_positions
-from vlmoe_core.recipe.config import Recipe
-from vlmoe_core.recipe.load import LoadedRecipe, load_recipe, read_recipe
+from vlmoe_core.model.relative import resize_relative
+from vlmoe_core.recipe.config import ModelRecipe, Recipe
+from vlmoe_core.recipe.load import LoadedRecipe, load_model_recipe, read_recipe
 from vlmoe_core.recipe.mistakes import validated
 from vlmoe_core.recipe.tree import KeyPath, Node, descendants, dotted, merged, plain
 from vlmoe_core.tasks.labels import Labels, load_labels
 from vlmoe_core.tokenizers.text import TextTokenizer, load_text_tokenizer
+from vlmoe_core.tokenizers.visual import load_visual_tokenizer
+from vlmoe_core.train.fitting import Given
 
 SCRATCH = "scratch"
 ENCODER = "encoder."
 CONTRAST = "contrast"
+CODES = "heads.image"
 IMAGE_POSITIONS = "encoder.embeddings.image.position"
 TEXT_POSITIONS = "encoder.embeddings.text.position"
-CONVERTED = frozenset({IMAGE_POSITIONS, TEXT_POSITIONS})
-"""Tensors whose number of rows may differ."""
+RELATIVE = ".relative.table"
+CONVERTED = (IMAGE_POSITIONS, TEXT_POSITIONS, RELATIVE)
+"""How the names of tensors end whose number of rows may differ."""
 CHANGEABLE = ("image_size", "max_text_length", "drop_path")
 """Fields of a model that finetuning may change; and everything of its sparse layers that is no size."""
-SIZES_OF_EXPERTS = ("num_experts", "layers", "shared_expert")
+SIZES_OF_EXPERTS = ("num_experts", "layers", "shared_expert", "kept_experts")
 
 
 def load_run_recipe(
@@ -36,7 +46,7 @@ def load_run_recipe(
     model: Path | None = None,
     base_of: Callable[[str], Path] | None = None,
 ) -> LoadedRecipe:
-    """Read a recipe of any kind; where it finetunes, `model` and `tokenizers` of its `init` are the base of its own.
+    """Read a recipe of any kind; `model` and `tokenizers` of its `init`, where it names one, are the base of its own.
 
     Args:
         name_or_path: as in `load_recipe`.
@@ -49,9 +59,8 @@ def load_run_recipe(
         UsageError, CheckpointError: there is no such recipe or model.
     """
     read = read_recipe(name_or_path, (*overrides, *([f"init={model}"] if model else [])))
-    init, task, tree = read.tree.child("init"), read.tree.child("task"), read.tree
-    finetunes = task is not None and task.value is not None
-    if finetunes and init is not None and isinstance(init.value, str) and init.value != SCRATCH:
+    init, tree = read.tree.child("init"), read.tree
+    if init is not None and isinstance(init.value, str) and init.value != SCRATCH:
         tree = over_base(tree, read_recipe(str((base_of or _recipe_of)(init.value))).tree, init.value)
     return LoadedRecipe(validated(Recipe, tree, str(read.path)), read.name, read.text, read.path)
 
@@ -61,7 +70,7 @@ def _recipe_of(init: str) -> Path:
         return resolve(Path(init)) / RECIPE
     except UsageError as error:
         raise UsageError(
-            f"init: {error}. It is what finetuning starts from: pretrain it first, name another with --model, or start "
+            f"init: {error}. It is what the run starts from: pretrain it first, name another with --model, or start "
             "from scratch with --set init=scratch and a whole model in the recipe"
         ) from error
 
@@ -74,17 +83,26 @@ def over_base(own: Node, base: Node, init: str) -> Node:
     kept = {name: node for name in ("model", "tokenizers") if (node := base.child(name)) is not None}
     if "model" not in kept:
         raise CheckpointError(f"the recipe of {init} has no model")
-    tokenizers = own.child("tokenizers")
-    if tokenizers is not None and (
-        "tokenizers" not in kept or plain(merged(kept["tokenizers"], tokenizers)) != plain(kept["tokenizers"])
-    ):
-        raise RecipeError(
-            f"{tokenizers.place}: tokenizers: come with the model that finetuning starts from ({init}); take these "
-            "lines out, or start from scratch"
-        )
+    _check_tokenizers(kept.get("tokenizers"), own, init)
     if (model := own.child("model")) is not None:
         _check_sizes(kept["model"], model, init)
     return merged(Node(kept, base.place), own)
+
+
+def _check_tokenizers(base: Node | None, own: Node, init: str) -> None:
+    """Raises RecipeError for other tokenizers than those of `init`; pretraining may have a visual one of its own."""
+    tokenizers, task = own.child("tokenizers"), own.child("task")
+    said = plain(tokenizers) if tokenizers is not None else None
+    if tokenizers is None or not isinstance(said, dict):
+        return
+    kept: dict[str, Any] = plain(base) if base is not None else {}
+    free = {"visual"} if task is None or task.value is None else set()
+    for name in said.keys() - free:
+        if name not in kept or {**kept[name], **(said[name] or {})} != kept[name]:
+            raise RecipeError(
+                f"{tokenizers.place}: tokenizers: {name}: comes with the model that the run starts from ({init}); take "
+                "these lines out, or start from scratch"
+            )
 
 
 def _check_sizes(base: Node, own: Node, init: str) -> None:
@@ -108,12 +126,12 @@ def _is_size(key: KeyPath, node: Node) -> bool:
 
 @dataclass(frozen=True)
 class Start:
-    """A model that finetuning starts from."""
+    """A model that a run starts from."""
 
     checkpoint: Checkpoint
     """Its weights."""
-    recipe: Recipe
-    """The recipe of its run."""
+    recipe: ModelRecipe
+    """The recipe of its run; an imported encoder's says model and tokenizers alone."""
     labels: Labels
     """What its head chooses from, if it was finetuned."""
 
@@ -122,13 +140,27 @@ class Start:
         """Its text tokenizer."""
         return load_text_tokenizer(str(self.checkpoint.tokenizers / "text"))
 
+    def tokenizers(self, recipe: Recipe) -> Given:
+        """The tokenizers that a run takes over; the visual one in pretraining that asks for no other."""
+        visual = load_visual_tokenizer(self._visual) if self.gives_codes(recipe) else None
+        return Given(self.text_tokenizer, visual)
+
+    def gives_codes(self, recipe: Recipe) -> bool:
+        """Whether a run with this recipe predicts the visual codes of this model."""
+        alike = recipe.tokenizers.visual == self.recipe.tokenizers.visual
+        return recipe.task is None and alike and self._visual.exists()
+
+    @property
+    def _visual(self) -> Path:
+        return self.checkpoint.tokenizers / "visual"
+
 
 def open_start(init: str | None) -> Start | None:
-    """The model that `init` names; null for `scratch`, and in pretraining."""
+    """The model that `init` names; null for `scratch`, and where it names none."""
     if init is None or init == SCRATCH:
         return None
     checkpoint = read_checkpoint(resolve(Path(init)))
-    recipe = load_recipe(str(checkpoint.path / RECIPE)).recipe
+    recipe = load_model_recipe(checkpoint.path / RECIPE)
     return Start(checkpoint, recipe, load_labels(checkpoint.tokenizers / "labels"))
 
 
@@ -136,8 +168,9 @@ def open_start(init: str | None) -> Start | None:
 def start_from(objective: nn.Module, start: Start, recipe: Recipe, labels: Labels) -> list[str]:
     """Copy the weights of `start` into an objective.
 
-    Image positions of another resolution are interpolated, text positions of another length cut or extended, heads
-    of another task, of other labels or of another shape left as they were initialised.
+    Image positions of another resolution are interpolated, text positions of another length cut or extended (those of
+    relative tables likewise), heads
+    of another task or objective, of other labels, codes or shape left as they were initialised.
 
     Returns:
         A line for each thing that was not copied as it is.
@@ -149,10 +182,12 @@ def start_from(objective: nn.Module, start: Start, recipe: Recipe, labels: Label
     found = start.checkpoint.model
     wanted = {name for name in targets if name.startswith(ENCODER)}
     _check_encoder(targets, found, wanted, start)
-    wanted |= _heads(targets, found, _same_task(start, recipe, labels))
+    wanted |= _heads(targets, found, _kept_heads(start, recipe, labels))
     notes = list(_convert_positions(targets, found))
-    for name in wanted - CONVERTED:
-        targets[name].copy_(found[name])
+    notes += _convert_relative(targets, found, start.recipe.model, recipe.model)
+    for name in wanted:
+        if not name.endswith(CONVERTED):
+            _copy(targets[name], found, name)
     fresh = sorted({_part(name) for name in targets if name not in wanted})
     left = sorted({_part(name) for name in found if name not in targets or name not in wanted})
     notes += [f"new, not from {start.checkpoint.path}: {', '.join(fresh)}"] if fresh else []
@@ -160,39 +195,71 @@ def start_from(objective: nn.Module, start: Start, recipe: Recipe, labels: Label
     return notes
 
 
-def _same_task(start: Start, recipe: Recipe, labels: Labels) -> bool:
-    """Whether both were finetuned on one task, with one list of labels."""
-    before, now = start.recipe.task, recipe.task
-    return before is not None and now is not None and before.name == now.name and start.labels == labels
+def _copy(target: Tensor, found: Mapping[str, Tensor], name: str) -> None:
+    for number, piece in pieces(found, name):
+        (target if number is None else target[number]).copy_(piece)
 
 
-def _heads(targets: Mapping[str, Tensor], found: Mapping[str, Tensor], same_task: bool) -> set[str]:
+def _kept_heads(start: Start, recipe: Recipe, labels: Labels) -> Callable[[str], bool]:
+    """Which heads mean the same in both models: all of one task with one list of labels; those of one objective, that
+    of the visual codes only with one visual tokenizer; contrast always."""
+    before = start.recipe
+    if not isinstance(before, Recipe):
+        return lambda head: True  # whatever came along with an imported encoder
+    if before.task is not None and recipe.task is not None:
+        same = before.task.name == recipe.task.name and start.labels == labels
+        return lambda head: same or head == CONTRAST
+    if before.objective is not None and recipe.objective is not None:
+        same, codes = before.objective.name == recipe.objective.name, start.gives_codes(recipe)
+        return lambda head: head == CONTRAST or (same and (codes or head != CODES))
+    return lambda head: head == CONTRAST
+
+
+def _heads(targets: Mapping[str, Tensor], found: Mapping[str, Tensor], kept: Callable[[str], bool]) -> set[str]:
     """The tensors of the heads that can be copied: each head whole or not at all."""
     heads: dict[str, list[str]] = {}
     for name in targets:
         if not name.startswith(ENCODER):
             heads.setdefault(_part(name), []).append(name)
     fits = {
-        head: all(name in found and found[name].shape == targets[name].shape for name in names)
+        head: all(name in found and shape_of(found, name) == targets[name].shape for name in names)
         for head, names in heads.items()
     }
-    return {name for head, names in heads.items() if fits[head] and (same_task or head == CONTRAST) for name in names}
+    return {name for head, names in heads.items() if fits[head] and kept(head) for name in names}
 
 
 def _convert_positions(targets: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Iterator[str]:
-    """Fill the position tables; a line for each that changed."""
-    image, old = targets[IMAGE_POSITIONS], found[IMAGE_POSITIONS]
-    grid, before = round((image.shape[0] - 1) ** 0.5), round((old.shape[0] - 1) ** 0.5)
-    image.copy_(resize_positions(old, grid))
-    if grid != before:
-        yield f"image positions interpolated from {before} x {before} to {grid} x {grid} patches"
-    text, old = targets[TEXT_POSITIONS], found[TEXT_POSITIONS]
-    rows = min(text.shape[0], old.shape[0])
-    text[:rows] = old[:rows]
-    if text.shape[0] < old.shape[0]:
-        yield f"text positions cut from {old.shape[0]} to {rows}"
-    elif text.shape[0] > old.shape[0]:
-        yield f"text positions extended from {rows} to {text.shape[0]}: the new ones are random"
+    """Fill the absolute position tables of the modalities that there are; a line for each that changed."""
+    if IMAGE_POSITIONS in targets:
+        image, old = targets[IMAGE_POSITIONS], found[IMAGE_POSITIONS]
+        grid, before = math.isqrt(image.shape[0] - 1), math.isqrt(old.shape[0] - 1)
+        image.copy_(resize_positions(old, grid))
+        if grid != before:
+            yield f"image positions interpolated from {before} x {before} to {grid} x {grid} patches"
+    if TEXT_POSITIONS in targets:
+        text, old = targets[TEXT_POSITIONS], found[TEXT_POSITIONS]
+        rows = min(text.shape[0], old.shape[0])
+        text[:rows] = old[:rows]
+        if text.shape[0] < old.shape[0]:
+            yield f"text positions cut from {old.shape[0]} to {rows}"
+        elif text.shape[0] > old.shape[0]:
+            yield f"text positions extended from {rows} to {text.shape[0]}: the new ones are random"
+
+
+def _convert_relative(
+    targets: Mapping[str, Tensor], found: Mapping[str, Tensor], before: ModelConfig, now: ModelConfig
+) -> Iterator[str]:
+    """Fill the relative tables, if there are any; a line for what changed in all of them."""
+    tables = [name for name in targets if name.endswith(RELATIVE)]
+    (old_grid, old_text), (grid, text) = ((model.grid, model.max_text_length) for model in (before, now))
+    for name in tables:
+        targets[name].copy_(resize_relative(found[name], old_grid, grid, old_text, text))
+    if tables and grid != old_grid:
+        yield f"relative positions interpolated from {old_grid} x {old_grid} to {grid} x {grid} patches"
+    if tables and text < old_text:
+        yield f"relative text positions cut from {old_text} to {text}"
+    elif tables and text > old_text:
+        yield f"relative text positions extended from {old_text} to {text}: the new ones are as the furthest"
 
 
 def _check_encoder(targets: Mapping[str, Tensor], found: Mapping[str, Tensor], wanted: set[str], start: Start) -> None:
@@ -200,9 +267,9 @@ def _check_encoder(targets: Mapping[str, Tensor], found: Mapping[str, Tensor], w
     missing = sorted(name for name in wanted if name not in found)
     foreign = sorted(name for name in found if name.startswith(ENCODER) and name not in targets)
     misfits = [
-        f"{name} is {tuple(found[name].shape)}, the recipe's model wants {tuple(targets[name].shape)}"
+        f"{name} is {shape_of(found, name)}, the recipe's model wants {tuple(targets[name].shape)}"
         for name in sorted(wanted)
-        if name in found and not _fits(name, found[name], targets[name])
+        if name in found and not _fits(name, shape_of(found, name), targets[name])
     ]
     told = [f"missing: {_listed(missing)}"] if missing else []
     told += [f"not in the recipe's model: {_listed(foreign)}"] if foreign else []
@@ -211,10 +278,10 @@ def _check_encoder(targets: Mapping[str, Tensor], found: Mapping[str, Tensor], w
         raise CheckpointError(f"{start.checkpoint.path} can't start this recipe; {'; '.join(told)}")
 
 
-def _fits(name: str, found: Tensor, target: Tensor) -> bool:
+def _fits(name: str, found: tuple[int, ...], target: Tensor) -> bool:
     """Whether a tensor has the shape; a table of positions may have more or fewer rows."""
-    first = 1 if name in CONVERTED else 0
-    return found.dim() == target.dim() and found.shape[first:] == target.shape[first:]
+    first = 1 if name.endswith(CONVERTED) else 0
+    return len(found) == target.dim() and found[first:] == target.shape[first:]
 
 
 def _listed(names: list[str]) -> str:

@@ -6,10 +6,11 @@ import re
 import torch
 from torch import nn
 
+from vlmoe_core.moe.experts import ExpertNorm
 from vlmoe_core.train.config import OptimConfig
 
-NORMS = (nn.LayerNorm, nn.GroupNorm)
-UNDECAYED = ("bias", "q_bias", "v_bias", "position", "cls", "mask", "kind", "scale1", "scale2", "temperature")
+NORMS = (nn.LayerNorm, nn.GroupNorm, ExpertNorm)
+UNDECAYED = ("bias", "q_bias", "v_bias", "position", "table", "cls", "mask", "kind", "scale1", "scale2", "temperature")
 
 BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")
 FACTOR = "factor"

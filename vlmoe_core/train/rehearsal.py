@@ -49,6 +49,7 @@ def shrunken_model(config: ModelConfig) -> ModelConfig:
     for moe in values["moe"].values():
         if moe is not None:
             moe["num_experts"] = min(moe["num_experts"], max(MOST_EXPERTS, moe["top_k"]))
+            moe["kept_experts"] = None
             for losses in (moe[key] for key in moe if key.endswith("balance")):
                 for name in ("local_entropy_threshold", "global_entropy_threshold"):
                     if losses[name] is not None:  # fewer experts have less entropy

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -67,6 +67,29 @@ class Watch(Protocol):
         ...
 
 
+class Saves(Protocol):
+    """Is told of every checkpoint, on rank 0 alone."""
+
+    def on_saved(self, path: Path) -> None:
+        """A checkpoint folder is whole on disk."""
+        ...
+
+    def held(self) -> Collection[Path]:
+        """Checkpoints that must not be removed yet."""
+        ...
+
+
+class NoSaves:
+    """Nobody is told."""
+
+    def on_saved(self, path: Path) -> None:
+        """Does nothing."""
+
+    def held(self) -> Collection[Path]:
+        """None."""
+        return ()
+
+
 @contextmanager
 def watch_nothing(objective: nn.Module, recipe: Recipe) -> Iterator[Figures]:
     """No figures."""
@@ -74,7 +97,11 @@ def watch_nothing(objective: nn.Module, recipe: Recipe) -> Iterator[Figures]:
 
 
 def run_training(
-    loaded: LoadedRecipe, options: RunOptions, reporter: Reporter, watch: Watch = watch_nothing
+    loaded: LoadedRecipe,
+    options: RunOptions,
+    reporter: Reporter,
+    watch: Watch = watch_nothing,
+    saves: Saves = NoSaves(),
 ) -> Outcome:
     """Run a recipe to its end, or until SIGINT or SIGTERM, which end it after the step with a checkpoint.
 
@@ -83,21 +110,22 @@ def run_training(
         options: folder, resume, overwrite.
         reporter: is told of all that happens; only rank 0's is.
         watch: looks on while held-out examples are evaluated, and adds to their line of metrics.
+        saves: is told of every checkpoint.
 
     Raises:
         VlmoeError: see `open_session`; TrainError when a loss is not finite.
     """
-    outcome = _train(loaded, options, reporter, watch)
+    outcome = _train(loaded, options, reporter, watch, saves)
     end_processes()
     return outcome
 
 
-def _train(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter, watch: Watch) -> Outcome:
+def _train(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter, watch: Watch, saves: Saves) -> Outcome:
     start = time.monotonic()
     session = open_session(loaded, options, reporter)
     try:
         with Interrupt() as interrupt:
-            broken = Trainer(session, reporter, watch).fit(interrupt)
+            broken = Trainer(session, reporter, watch, saves).fit(interrupt)
     finally:
         for tracker in session.accelerator.trackers:
             tracker.finish()
@@ -110,8 +138,10 @@ def _train(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter, watch:
 class Trainer:
     """The loop: steps, metrics, held-out evaluations, checkpoints."""
 
-    def __init__(self, session: Session, reporter: Reporter, watch: Watch = watch_nothing) -> None:
-        self.session, self.recipe, self.watch = session, session.recipe, watch
+    def __init__(
+        self, session: Session, reporter: Reporter, watch: Watch = watch_nothing, saves: Saves = NoSaves()
+    ) -> None:
+        self.session, self.recipe, self.watch, self.saves = session, session.recipe, watch, saves
         self.reporter = reporter if session.accelerator.is_main_process else Reporter()
         self.metrics = MetricsLog(session.folder.metrics, session.accelerator)
         self.stepper = Stepper(
@@ -242,7 +272,8 @@ class Trainer:
             dump_recipe(self.recipe),
             session.folder.tokenizers,
         )
-        prune(session.folder.path, self.recipe.train.keep_last, state.best_step)
+        self.saves.on_saved(path)
+        prune(session.folder.path, self.recipe.train.keep_last, state.best_step, self.saves.held())
         self.reporter.saved(path)
 
 

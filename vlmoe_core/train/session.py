@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from vlmoe_core.checkpoint.layout import discard_after, resolve
+from vlmoe_core.checkpoint.layout import discard_after
+from vlmoe_core.checkpoint.locate import resolve
 from vlmoe_core.checkpoint.metrics import cut_metrics
 from vlmoe_core.checkpoint.read import Checkpoint, read_checkpoint, read_latest
 from vlmoe_core.checkpoint.restore import load_model_state, load_named_optimizer_state
@@ -20,7 +21,7 @@ from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.recipe.load import LoadedRecipe, dump_recipe
 from vlmoe_core.tasks.task import open_task
 from vlmoe_core.train.build import build_dataset, build_objective, compile_blocks
-from vlmoe_core.train.fitting import Tokenizers, obtain_tokenizers
+from vlmoe_core.train.fitting import Given, Tokenizers, obtain_tokenizers
 from vlmoe_core.train.folder import RunFolder, check_same_recipe, start_folder, write_environment
 from vlmoe_core.train.init import open_start, start_from
 from vlmoe_core.train.optim import build_optimizer
@@ -44,7 +45,8 @@ class RunOptions:
     out: Path | None = None
     """Run folder; beats the recipe's `out`."""
     resume: str | None = None
-    """auto: go on in the run folder, or start if it holds no run; else the run or checkpoint folder to go on from."""
+    """auto: go on in the run folder, or start if it holds no run; else the run, checkpoint or model folder, or the name
+    on the Hub, to go on from."""
     overwrite: bool = False
     """Replace the run that the folder holds."""
 
@@ -103,7 +105,7 @@ def open_session(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) 
     on_main(lambda: _prepare_folder(path, recipe, options, checkpoint))
     folder = RunFolder(path)
     start = open_start(recipe.init) if checkpoint is None else None
-    given = start.text_tokenizer if start else None
+    given = start.tokenizers(recipe) if start else Given()
     tokenizers = obtain_tokenizers(recipe, folder.tokenizers, reporter, given)
     objective = build_objective(recipe, tokenizers.visual, tokenizers.labels)
     if start is not None and recipe.init_weights:
@@ -113,6 +115,7 @@ def open_session(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) 
         compile_blocks(objective)
     optimizer = build_optimizer(objective, recipe.optim, recipe.model.layers)
     if checkpoint is not None:
+        assert checkpoint.optimizer is not None, "_where refuses it"
         load_model_state(objective, checkpoint.model)
         load_named_optimizer_state(optimizer, objective.named_parameters(), checkpoint.optimizer)
     model, prepared = wrap(accelerator, objective, optimizer)
@@ -151,14 +154,26 @@ def _where(loaded: LoadedRecipe, options: RunOptions) -> tuple[Path, Checkpoint 
     if options.resume == "auto":
         return chosen or default, read_latest(chosen or default)
     step = resolve(Path(options.resume))
-    run = _run_of(step)
-    if not RunFolder(run).holds_run:
+    run, checkpoint = _run_of(step), read_checkpoint(step, verify="sha256")
+    if checkpoint.optimizer is None:
         raise UsageError(
-            f"{step} does not lie in a run folder (RUN/checkpoints/{step.name}), so no run can go on from it"
+            f"{options.resume} holds a model without its optimiser, so no run can go on from it; start a new one from "
+            f"its weights with --model {options.resume}"
         )
+    if not RunFolder(run).holds_run:
+        return _fresh_folder(chosen or default, options.resume), checkpoint
     if options.out is not None and options.out.resolve() != run.resolve():
         raise UsageError(f"--resume {options.resume} goes on in {run}, not in --out {options.out}; leave --out away")
-    return run, read_checkpoint(step, verify="sha256")
+    return run, checkpoint
+
+
+def _fresh_folder(run: Path, resume: str) -> Path:
+    """The run folder for a run whose checkpoint came from elsewhere. Raises UsageError if it holds another run."""
+    if RunFolder(run).holds_run:
+        raise UsageError(
+            f"{run} already holds a run; go on with it by --resume auto, or give {resume} another folder with --out"
+        )
+    return run
 
 
 def _run_of(step: Path) -> Path:
@@ -170,9 +185,11 @@ def _prepare_folder(path: Path, recipe: Recipe, options: RunOptions, checkpoint:
     """Make the folder of a new run, or take it back to where the checkpoint was written."""
     folder = RunFolder(path)
     if options.resume is None or not folder.holds_run:
+        if checkpoint is not None:
+            check_same_recipe(checkpoint.path, recipe)
         start_folder(path, dump_recipe(recipe), options.overwrite)
     else:
-        check_same_recipe(folder, recipe)
+        check_same_recipe(path, recipe)
         cut_metrics(folder.metrics, checkpoint.state.metrics_offset if checkpoint else 0)
         discard_after(path, checkpoint.state.step if checkpoint else 0)
     write_environment(folder)

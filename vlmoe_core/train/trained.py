@@ -6,13 +6,14 @@ from pathlib import Path
 
 from torch import nn
 
-from vlmoe_core.checkpoint.layout import latest_checkpoint, resolve, step_of
+from vlmoe_core.checkpoint.layout import RECIPE, latest_checkpoint, step_of
+from vlmoe_core.checkpoint.locate import resolve
 from vlmoe_core.checkpoint.read import read_checkpoint
 from vlmoe_core.checkpoint.restore import load_model_state
 from vlmoe_core.data.config import StreamName
 from vlmoe_core.errors import UsageError
 from vlmoe_core.recipe.config import Recipe
-from vlmoe_core.recipe.load import load_recipe
+from vlmoe_core.recipe.load import load_model_recipe, load_recipe
 from vlmoe_core.train.build import build_objective
 from vlmoe_core.train.fitting import Tokenizers, read_tokenizers
 from vlmoe_core.train.folder import RunFolder
@@ -37,14 +38,19 @@ class Trained:
 
 
 def load_trained(path: Path) -> Trained:
-    """Read a run folder (its newest checkpoint) or a checkpoint folder.
+    """Read a run folder (its newest checkpoint), a checkpoint or model folder, or hf-hub:ORG/NAME[@REVISION].
 
     Raises:
-        UsageError: there is no checkpoint.
+        UsageError: there is no checkpoint, or only an encoder.
+        HubError: the Hub does not give it.
         CheckpointError, TokenizerError: it is damaged or does not fit together.
     """
     checkpoint = read_checkpoint(resolve(path))
-    recipe = load_recipe(str(checkpoint.path / "recipe.yaml")).recipe
+    recipe = load_model_recipe(checkpoint.path / RECIPE)
+    if not isinstance(recipe, Recipe):
+        raise UsageError(
+            f"{path} holds an encoder alone, without heads: it was imported; train on from it with --model {path}"
+        )
     tokenizers = read_tokenizers(recipe, checkpoint.tokenizers)
     objective = build_objective(recipe, tokenizers.visual, tokenizers.labels)
     load_model_state(objective, checkpoint.model)
@@ -59,6 +65,15 @@ def load_finetuned(path: Path, task: str) -> Trained:
         was = "pretrained, not finetuned" if found is None else f"finetuned on {found.name}"
         raise UsageError(f"{path} was {was}; to use it on {task}: vlmoe finetune RECIPE --model {path}")
     return trained
+
+
+def newest_run(runs: Path = RUNS) -> Path:
+    """The run under `runs` that finished last.
+
+    Raises:
+        UsageError: there is none; names the command that makes one.
+    """
+    return _newest(runs, lambda recipe: True, "is there; make one with 'vlmoe pretrain quickstart/pretrain'")
 
 
 def newest_pretrained(stream: StreamName, runs: Path = RUNS) -> Path:

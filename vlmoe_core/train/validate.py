@@ -18,7 +18,7 @@ from vlmoe_core.tasks.labels import NO_LABELS, Labels
 from vlmoe_core.tasks.task import open_task
 from vlmoe_core.tokenizers.visual import VisualTokenizer
 from vlmoe_core.train.build import HELD_OUT_SEED, micro_sizes, task_preparer
-from vlmoe_core.train.fitting import Tokenizers, check_fit, obtain_labels, obtain_text, obtain_visual
+from vlmoe_core.train.fitting import Given, Tokenizers, check_fit, obtain_labels, obtain_text, obtain_visual
 from vlmoe_core.train.init import SCRATCH, open_start
 from vlmoe_core.train.rehearsal import MOST_PARAMETERS, Parameters, count_parameters, shrunken_model, try_step
 from vlmoe_core.train.reporter import Reporter
@@ -88,10 +88,11 @@ def _trial_tokenizers(recipe: Recipe) -> Tokenizers:
     """Those that the recipe names, loaded; the others fitted on a few examples."""
     trial, start = _with_small_fits(recipe), open_start(recipe.init)
     streams = open_streams(recipe.data, recipe.data.train, recipe.seed)
-    text = start.text_tokenizer if start else obtain_text(trial, streams.values(), Reporter())
-    visual = None if recipe.task else obtain_visual(trial, streams.values(), Reporter())
+    given = start.tokenizers(recipe) if start else Given()
+    text = given.text or obtain_text(trial, streams.values(), Reporter())
+    visual = None if recipe.task else given.visual or obtain_visual(trial, streams.values(), Reporter())
     tokenizers = Tokenizers(text, visual, obtain_labels(recipe))
-    check_fit(trial, tokenizers)
+    check_fit(recipe if given.visual else trial, tokenizers)
     return tokenizers
 
 

@@ -16,7 +16,8 @@ from vlmoe_core.data.batch import Batch
 from vlmoe_core.data.example import Record, Sample
 from vlmoe_core.errors import UsageError
 from vlmoe_core.model.encoder import Encoder
-from vlmoe_core.objectives.contrastive import alone, contrast, pool_cls
+from vlmoe_core.objectives.contrastive import alone, contrast
+from vlmoe_core.objectives.heads import pool_cls
 from vlmoe_core.tasks.heads import pool
 from vlmoe_core.tasks.kinds import retrieval
 from vlmoe_core.tasks.kinds.retrieval import Config, Embedded, Matching, gallery_of, open_task, repaired, with_reranked

@@ -42,6 +42,6 @@ def trace(
     Raises ValueError where the model has no encoder, or several.
     """
     encoder = encoder_of(model)
-    found = Traced(encoder.config, encoder.embeddings.text.word.weight.shape[0], tasks, special, num_classes)
+    found = Traced(encoder.config, encoder.vocab_size, tasks, special, num_classes)
     with listening(model, found.receive):
         yield found

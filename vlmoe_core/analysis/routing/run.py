@@ -161,7 +161,7 @@ class _Counts:
         trained = request.trained
         text, encoder = trained.tokenizers.text, encoder_of(trained.objective)
         special = SpecialIds(text.sep_id, text.pad_id)
-        words, classes = encoder.embeddings.text.word.weight.shape[0], len(request.labels.names)
+        words, classes = encoder.vocab_size, len(request.labels.names)
         trace = Trace(encoder.config, words, request.tasks, special, classes)
         examples = ExampleCollector(trace, text.pieces)
         return cls(trace, PatchCollector(trace, PATCHES), examples, Crosses(), Counter(), write)

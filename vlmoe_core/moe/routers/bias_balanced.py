@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vlmoe_core.moe.config import MoEConfig, RouterConfig
-from vlmoe_core.moe.routers import softmax
+from vlmoe_core.moe.routers.softmax import Router as SoftmaxRouter
 
 
 class Config(RouterConfig):
@@ -24,7 +24,7 @@ class Config(RouterConfig):
     """How much each optimiser step adds to the bias of an expert with too few tokens, or takes where too many came."""
 
 
-class Router(softmax.Router):
+class Router(SoftmaxRouter):
     """The linear router, whose choice is among gate + bias; the weights are the gates without it.
 
     The bias is a buffer without gradient: the trainer calls `update` once a step with the counts of all its tokens.

@@ -16,12 +16,12 @@ from vlmoe_core.data.batch import Batch
 from vlmoe_core.data.config import STREAMS, StreamName
 from vlmoe_core.errors import TokenizerError
 from vlmoe_core.model.block import Routed
-from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.model.encoder import Encoded, Encoder
 from vlmoe_core.model.paths import freeze_unused
 from vlmoe_core.objectives.balance import Balance
 from vlmoe_core.objectives.config import ObjectiveConfig
-from vlmoe_core.objectives.contrastive import ContrastHead, alone, contrast, pool_cls
+from vlmoe_core.objectives.contrastive import alone, contrast
+from vlmoe_core.objectives.heads import ContrastHead, MaskedHeads, pool_cls
 from vlmoe_core.objectives.loss import Loss, Part, added
 from vlmoe_core.tokenizers.visual import VisualTokenizer
 
@@ -60,18 +60,6 @@ WORDS: Mapping[StreamName, str] = {"text": "mlm", "pair": "vlm_text"}
 PATCHES: Mapping[StreamName, str] = {"image": "mim", "pair": "vlm_image"}
 
 
-class Heads(nn.Module):
-    """One linear map to the words and one to the visual codes, shared by single inputs and pairs."""
-
-    def __init__(self, config: ModelConfig, vocab_size: int, codebook_size: int) -> None:
-        super().__init__()
-        self.text = nn.Linear(config.dim, vocab_size)
-        self.image = nn.Linear(config.dim, codebook_size)
-        for head in (self.text, self.image):
-            nn.init.trunc_normal_(head.weight, std=config.init_std)
-            nn.init.zeros_(head.bias)
-
-
 class MaskedModelling(nn.Module):
     """Encoder and heads; predicts hidden words and the visual codes of hidden patches.
 
@@ -89,7 +77,7 @@ class MaskedModelling(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = encoder
-        self.heads = Heads(encoder.config, vocab_size, codebook_size)
+        self.heads = MaskedHeads(encoder.config, vocab_size, codebook_size)
         self.visual = visual
         self.balance = Balance(encoder.config)
         weights = config.weights

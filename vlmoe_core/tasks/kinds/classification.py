@@ -15,6 +15,7 @@ from vlmoe_core.data.example import Example, Record
 from vlmoe_core.errors import DataError
 from vlmoe_core.model.encoder import Encoder
 from vlmoe_core.tasks.config import TaskConfig
+from vlmoe_core.tasks.heads import class_head
 from vlmoe_core.tasks.labels import Labels, sorted_labels
 from vlmoe_core.tasks.mixing import Mixing
 from vlmoe_core.tasks.objective import Choosing, cross_entropy
@@ -62,7 +63,7 @@ class Classification(Task):
         """A linear map (VL-MoE: average of the final states, then linear)."""
         config, classes = self.config, len(labels.names)
         mixing = Mixing(config.mixup, config.cutmix, config.label_smoothing, classes)
-        head = nn.Linear(encoder.config.dim, classes)
+        head = class_head(encoder.config.dim, classes)
         change = mixing if config.mixup or config.cutmix or config.label_smoothing else None
         return Choosing("classification", "image", encoder, config.pool, head, cross_entropy, change=change)
 

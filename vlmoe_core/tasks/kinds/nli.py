@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vlmoe_core.data.example import Example, Record
 from vlmoe_core.model.encoder import Encoder
 from vlmoe_core.tasks.config import TaskConfig
-from vlmoe_core.tasks.heads import Pooler, TextPool, width_of
+from vlmoe_core.tasks.heads import TextPool, sentence_head
 from vlmoe_core.tasks.labels import Labels
 from vlmoe_core.tasks.objective import Choosing, cross_entropy
 from vlmoe_core.tasks.task import (
@@ -61,8 +61,8 @@ class NLI(Task):
 
     def build(self, encoder: Encoder, labels: Labels) -> nn.Module:
         """Pooler and a linear map (BERT, arXiv 1810.04805)."""
-        dim, which = encoder.config.dim, self.config.pool
-        head = nn.Sequential(Pooler(width_of(which, dim), dim), nn.Linear(dim, len(labels.names)))
+        which = self.config.pool
+        head = sentence_head(which, encoder.config.dim, len(labels.names))
         return Choosing("nli", "text", encoder, which, head, cross_entropy)
 
     def read(self, outputs_XF: Tensor, labels: Labels) -> list[Ranked]:

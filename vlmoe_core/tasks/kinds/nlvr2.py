@@ -13,7 +13,7 @@ from vlmoe_core.data.example import Example, Record
 from vlmoe_core.errors import DataError
 from vlmoe_core.model.encoder import Encoder
 from vlmoe_core.tasks.config import TaskConfig
-from vlmoe_core.tasks.heads import MLPHead, Pool, width_of
+from vlmoe_core.tasks.heads import Pool, pictures_head
 from vlmoe_core.tasks.labels import Labels
 from vlmoe_core.tasks.metrics.pairs import consistent, statement_of
 from vlmoe_core.tasks.objective import Choosing, cross_entropy
@@ -70,9 +70,8 @@ class NLVR2(Task):
 
     def build(self, encoder: Encoder, labels: Labels) -> nn.Module:
         """LayerNorm and a two-layer head on the encodings (BEiT-3)."""
-        config, dim = self.config, encoder.config.dim
-        features = config.num_images * width_of(config.pool, dim)
-        head = nn.Sequential(nn.LayerNorm(features), MLPHead(features, dim, len(labels.names)))
+        config = self.config
+        head = pictures_head(config.pool, encoder.config.dim, config.num_images, len(labels.names))
         return Choosing("nlvr2", "pair", encoder, config.pool, head, cross_entropy, config.num_images)
 
     def read(self, outputs_XF: Tensor, labels: Labels) -> list[Ranked]:

@@ -23,10 +23,11 @@ from vlmoe_core.errors import UsageError
 from vlmoe_core.model.encoder import Encoded, Encoder
 from vlmoe_core.model.paths import freeze_unused
 from vlmoe_core.objectives.balance import Balance
-from vlmoe_core.objectives.contrastive import ContrastHead, alone, contrast, pool_cls
+from vlmoe_core.objectives.contrastive import alone, contrast
+from vlmoe_core.objectives.heads import ContrastHead, pool_cls
 from vlmoe_core.objectives.loss import Loss, Part
 from vlmoe_core.tasks.config import TaskConfig
-from vlmoe_core.tasks.heads import Pool, Pooler, initialise_head, pool, width_of
+from vlmoe_core.tasks.heads import Pool, initialise_head, pool, sentence_head
 from vlmoe_core.tasks.labels import Labels
 from vlmoe_core.tasks.metrics.retrieval import CUTS, Ranks, feature_ranks, fold_ranks
 from vlmoe_core.tasks.task import Scores, Task, Values
@@ -64,8 +65,7 @@ class Matching(nn.Module):
         self.config, self.encoder = config, encoder
         dim, std = encoder.config.dim, encoder.config.init_std
         self.contrast = initialise_head(ContrastHead(dim), std)
-        features = width_of(config.pool, dim)
-        self.match = initialise_head(nn.Sequential(Pooler(features, dim), nn.Linear(dim, 2)), std)
+        self.match = initialise_head(sentence_head(config.pool, dim, 2), std)
         self.match.requires_grad_(config.itm_weight > 0)
         self.balance = Balance(encoder.config)
         freeze_unused(encoder, INPUTS if config.itm_weight else INPUTS[:2])
@@ -128,11 +128,11 @@ class Matching(nn.Module):
 
     def embed_images(self, images: Batch) -> Tensor:
         """(I, D) unit vectors of images alone."""
-        return F.normalize(self.contrast.image(pool_cls(self.encoder(images))), dim=-1)
+        return self.contrast.of_images(pool_cls(self.encoder(images)))
 
     def embed_texts(self, texts: Batch) -> Tensor:
         """(S, D) unit vectors of texts alone."""
-        return F.normalize(self.contrast.text(pool_cls(self.encoder(texts))), dim=-1)
+        return self.contrast.of_texts(pool_cls(self.encoder(texts)))
 
     def _contrasting(self, pairs: Batch, image_XD: Tensor, text_XD: Tensor) -> Part:
         itc = contrast(image_XD, text_XD, pairs.image_ids, self.contrast.scale, over_ranks=self.training)

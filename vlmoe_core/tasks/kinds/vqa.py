@@ -21,7 +21,7 @@ from vlmoe_core.data.example import Example, Record
 from vlmoe_core.errors import DataError
 from vlmoe_core.model.encoder import Encoder
 from vlmoe_core.tasks.config import TaskConfig
-from vlmoe_core.tasks.heads import MLPHead, Pool, Pooler, width_of
+from vlmoe_core.tasks.heads import MLPHead, Pool, answer_head
 from vlmoe_core.tasks.labels import Labels
 from vlmoe_core.tasks.metrics.vqa import answer_classes, soft_targets, vqa_accuracy
 from vlmoe_core.tasks.objective import Choosing, binary_cross_entropy
@@ -105,10 +105,10 @@ class VQA(Task):
         Every answer begins with a probability of one in A. From one half, the first steps do nothing but push all
         logits down, through the pooler too, which is then saturated for good where answers are many and steps few.
         """
-        dim = encoder.config.dim
-        last = MLPHead(dim, dim, len(labels.names))
-        head = nn.Sequential(Pooler(width_of(self.config.pool, dim), dim), last)
+        head = answer_head(self.config.pool, encoder.config.dim, len(labels.names))
         objective = Choosing("vqa", "pair", encoder, self.config.pool, head, binary_cross_entropy)
+        last = head[-1]
+        assert isinstance(last, MLPHead)
         nn.init.constant_(last.out.bias, -math.log(max(1, len(labels.names) - 1)))
         return objective
 

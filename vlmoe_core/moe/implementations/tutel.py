@@ -25,14 +25,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlmoe_core.errors import RecipeError
+from vlmoe_core.moe.experts import Linear
 from vlmoe_core.moe.plan import RoutingPlan
 
 _COMMIT = "82af7aad"
 _LARGEST_INDEX = 2**31 - 1
 
 
-def tutel(x_TD: Tensor, plan: RoutingPlan, up: tuple[Tensor, Tensor], down: tuple[Tensor, Tensor]) -> Tensor:
-    """All experts at once, each over its C places, empty ones included. `up`, `down`: weight (E, O, I), bias (E, O).
+def run(x_TD: Tensor, plan: RoutingPlan, up: Linear, down: Linear, dropout_CH: None = None) -> Tensor:
+    """All experts at once, each over its C places, empty ones included; there is no dropout.
 
     x_TD (T, D) -> the weighted sum of each token's kept choices (T, D). C is the plan's capacity; a dropless plan has
     that of its busiest expert, which waits for the device and takes up to E x T x D numbers.
@@ -42,12 +43,12 @@ def tutel(x_TD: Tensor, plan: RoutingPlan, up: tuple[Tensor, Tensor], down: tupl
     """
     # The compiler can't look into the kernels: a compiled graph breaks here. Decorating would load it at import.
     disable: Any = torch.compiler.disable
-    run = disable(_tutel) if torch.compiler.is_compiling() else _tutel
-    y_TD: Tensor = run(x_TD, plan, up, down)
+    compute = disable(_tutel) if torch.compiler.is_compiling() else _tutel
+    y_TD: Tensor = compute(x_TD, plan, up, down)
     return y_TD
 
 
-def _tutel(x_TD: Tensor, plan: RoutingPlan, up: tuple[Tensor, Tensor], down: tuple[Tensor, Tensor]) -> Tensor:
+def _tutel(x_TD: Tensor, plan: RoutingPlan, up: Linear, down: Linear) -> Tensor:
     package = _package()
     dtype = carrier_dtype(x_TD.dtype, x_TD.device.type)
     dispatch = _dispatch_of(plan, x_TD, dtype)
@@ -59,7 +60,7 @@ def _tutel(x_TD: Tensor, plan: RoutingPlan, up: tuple[Tensor, Tensor], down: tup
     return y_TD.to(x_TD.dtype)
 
 
-def _linear(x_ECI: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
+def _linear(x_ECI: Tensor, weights: Linear) -> Tensor:
     weight_EOI, bias_EO = weights
     return torch.baddbmm(bias_EO.unsqueeze(1), x_ECI, weight_EOI.transpose(1, 2))
 

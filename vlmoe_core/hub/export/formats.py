@@ -1,0 +1,198 @@
+"""The formats of `vlmoe export`: how each is written, and how it is compared with the model."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from vlmoe_core.checkpoint.shards import MAX_SHARD_BYTES
+from vlmoe_core.data.config import StreamName
+from vlmoe_core.errors import UsageError
+from vlmoe_core.hub.export.answers import answers_of
+from vlmoe_core.hub.export.compare import Compared, compare
+from vlmoe_core.hub.export.native import NativeOptions, in_dtype, in_int8, unchanged, write_native
+from vlmoe_core.hub.export.native_check import differing
+from vlmoe_core.hub.export.onnx_graph import check_packages, export_onnx
+from vlmoe_core.hub.export.program import export_program
+from vlmoe_core.hub.export.samples import Samples, batch_of
+from vlmoe_core.hub.export.transformers.compare import compare_transformers
+from vlmoe_core.hub.export.transformers.export import export_transformers
+from vlmoe_core.train.trained import Trained, load_trained
+
+TOLERANCE = 1e-4
+"""Largest difference of a token whose experts agree, and largest share of tokens whose experts don't."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FormatName = Literal["safetensors", "transformers", "onnx", "torch-export"]
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """How the weights are written."""
+
+    dtype: str | None = None
+    """fp32, bf16 or fp16; null: as they are."""
+    int8: bool = False
+    """Weights of linear maps as int8 with scales."""
+    max_shard_bytes: int = MAX_SHARD_BYTES
+    """A file of weights is cut before it grows beyond this."""
+    visual: bool = True
+    """Take the visual tokenizer along."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """An export, read back in a fresh process, beside its model."""
+
+    samples: int
+    """Real examples that both were given."""
+    identical: bool
+    """All outputs are the same, bit by bit."""
+    max_difference: float
+    """Largest difference of an output, of tokens whose experts agree."""
+    flipped_share: float = 0.0
+    """Share of the tokens whose experts differ."""
+    tokens: int = 0
+    """Tokens that were compared by their experts."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the export is what it should be."""
+        return self.identical or (self.max_difference <= TOLERANCE and self.flipped_share <= TOLERANCE)
+
+
+class Format(ABC):
+    """A way to write a model."""
+
+    exact = False
+    """The outputs must be the same bit by bit."""
+
+    @abstractmethod
+    def refuse(self, options: WriteOptions) -> None:
+        """Raise UsageError for what is not built in this format, before any work is done."""
+
+    @abstractmethod
+    def write(self, trained: Trained, folder: Path, options: WriteOptions) -> Trained:
+        """Write the model into a new folder. Returns the model as it was written: its weights may be rounded."""
+
+    @abstractmethod
+    def check(self, written: Trained, folder: Path, samples: Samples) -> Check:
+        """Read the folder back in a fresh process and compare."""
+
+
+class Safetensors(Format):
+    """A model folder of this package."""
+
+    exact = True
+
+    def refuse(self, options: WriteOptions) -> None:
+        """int8 has its own type."""
+        if options.int8 and options.dtype is not None:
+            raise UsageError(f"--quantize int8 and --dtype {options.dtype} exclude each other; give one of them")
+
+    def write(self, trained: Trained, folder: Path, options: WriteOptions) -> Trained:
+        """Safetensors with index, recipe, tokenizers."""
+        change = in_int8 if options.int8 else in_dtype(DTYPES[options.dtype]) if options.dtype else unchanged
+        own = NativeOptions(change, options.max_shard_bytes, options.visual)
+        write_native(trained.recipe, trained.tokenizers, trained.objective, trained.step, folder, own)
+        return trained if change is unchanged else load_trained(folder)
+
+    def check(self, written: Trained, folder: Path, samples: Samples) -> Check:
+        """Every state, output and expert is the same bit by bit."""
+        batches = {stream: batch_of(written, stream, examples) for stream, examples in samples.items()}
+        wrong = differing(written, folder, batches)
+        return Check(_count(samples), not wrong, float("inf") if wrong else 0.0)
+
+
+class Transformers(Format):
+    """A repository that `transformers` loads with remote code."""
+
+    exact = True
+
+    def refuse(self, options: WriteOptions) -> None:
+        """Weights stay as they are: `from_pretrained(dtype=...)` takes them in any type."""
+        _refuse_changes("transformers", options)
+
+    def write(self, trained: Trained, folder: Path, options: WriteOptions) -> Trained:
+        """Code, weights, tokenizer, processor."""
+        export_transformers(trained, folder, options.max_shard_bytes)
+        return trained
+
+    def check(self, written: Trained, folder: Path, samples: Samples) -> Check:
+        """Its processor and model on the examples as pictures and words."""
+        found = compare_transformers(written, folder, samples)
+        return Check(found["samples"], found["identical"], found["max_difference"])
+
+
+class Graphs(Format):
+    """A file for each kind of input that the model was trained on."""
+
+    suffix: str
+
+    def check(self, written: Trained, folder: Path, samples: Samples) -> Check:
+        """Each graph on the examples; a retrieval model's graphs of images and of texts get their part of the pairs."""
+        found = []
+        for stream in answers_of(written):
+            source: StreamName = stream if stream in samples else "pair"
+            batch = batch_of(written, source, samples[source])
+            found.append(compare(written, folder / f"model-{stream}{self.suffix}", stream, batch))
+        return _together(found, _count(samples))
+
+
+class Onnx(Graphs):
+    """ONNX, for onnxruntime and others."""
+
+    suffix = ".onnx"
+
+    def refuse(self, options: WriteOptions) -> None:
+        """Float32 alone; packages may be missing."""
+        _refuse_changes("onnx", options)
+        check_packages()
+
+    def write(self, trained: Trained, folder: Path, options: WriteOptions) -> Trained:
+        """One model-<stream>.onnx a stream."""
+        export_onnx(trained, folder, list(answers_of(trained)))
+        return trained
+
+
+class TorchExport(Graphs):
+    """torch.export's .pt2, which runs where this package is not installed."""
+
+    suffix = ".pt2"
+
+    def refuse(self, options: WriteOptions) -> None:
+        """Float32 alone."""
+        _refuse_changes("torch-export", options)
+
+    def write(self, trained: Trained, folder: Path, options: WriteOptions) -> Trained:
+        """One model-<stream>.pt2 a stream."""
+        export_program(trained, folder, list(answers_of(trained)))
+        return trained
+
+
+FORMATS: Mapping[FormatName, Format] = {
+    "safetensors": Safetensors(),
+    "transformers": Transformers(),
+    "onnx": Onnx(),
+    "torch-export": TorchExport(),
+}
+
+
+def _refuse_changes(name: str, options: WriteOptions) -> None:
+    if options.int8:
+        raise UsageError(f"--quantize int8 is built for --format safetensors, not for {name}")
+    if options.dtype is not None:
+        raise UsageError(f"--dtype {options.dtype} is built for --format safetensors; {name} keeps the weights' type")
+
+
+def _together(found: list[Compared], samples: int) -> Check:
+    tokens = sum(one.tokens for one in found)
+    flipped = sum(one.flipped_share * one.tokens for one in found) / max(1, tokens)
+    difference = max(one.max_difference for one in found)
+    return Check(samples, difference == 0 and flipped == 0, difference, flipped, tokens)
+
+
+def _count(samples: Samples) -> int:
+    return sum(map(len, samples.values()))

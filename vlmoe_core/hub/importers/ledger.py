@@ -1,0 +1,145 @@
+"""The account of an import: every key of the source and every tensor of ours, with what became of it."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from vlmoe_core.errors import CheckpointError, UsageError
+from vlmoe_core.model.config import ModelConfig
+
+MOST_LISTED = 8
+
+
+class Ledger:
+    """Fills tensors of ours from keys of a source and keeps the books. Names of ours stand without `encoder.`."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], heads: int | None = None) -> None:
+        self._tensors, self._heads = tensors, heads
+        self.settings = settings
+        """config.json or hyperparameters of the source; empty where it has none."""
+        self.values: dict[str, Tensor] = {}
+        """Our tensors that are settled, float32."""
+        self.origins: dict[str, str] = {}
+        """Where each of them is from: the keys, or why it is a constant."""
+        self.fresh: dict[str, str] = {}
+        """Regular expressions of names of ours that stay as they were initialised, with the reason."""
+        self.used: dict[str, list[str]] = {}
+        """Keys that were used, and the names of ours they went to."""
+        self.unused: dict[str, str] = {}
+        """Keys that were not, with the reason."""
+        self.notes: list[str] = []
+        """What is worth knowing."""
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._tensors
+
+    def tensor(self, key: str) -> Tensor:
+        """The tensor of a key in float32. Raises CheckpointError if the source lacks it."""
+        return self._found(key).detach().float()
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Its shape; errors likewise."""
+        return tuple(self._found(key).shape)
+
+    def _found(self, key: str) -> Tensor:
+        if key not in self._tensors:
+            raise CheckpointError(f"'{key}' is missing in the source; is it another kind of model, or a part of one?")
+        return self._tensors[key]
+
+    def fill(self, name: str, keys: str | Sequence[str], value: Tensor | None = None) -> None:
+        """Our `name` is `value`, made of these keys; null: it is the tensor of the one key."""
+        keys = [keys] if isinstance(keys, str) else list(keys)
+        self.values[name] = self.tensor(keys[0]) if value is None else value
+        self.origins[name] = " + ".join(keys)
+        for key in keys:
+            self.used.setdefault(key, []).append(name)
+
+    def fill_flat(self, name: str, key: str) -> None:
+        """A vector that the source keeps with leading dimensions of 1."""
+        self.fill(name, key, self.tensor(key).flatten())
+
+    def fill_patches(self, name: str, key: str) -> None:
+        """A convolution over whole patches (D, 3, side, side), as the linear map (D, 3 * side * side) that it is."""
+        self.fill(f"{name}.weight", f"{key}.weight", self.tensor(f"{key}.weight").flatten(1))
+        self.fill(f"{name}.bias", f"{key}.bias")
+
+    def fill_pair(self, name: str, key: str) -> None:
+        """Weight and bias."""
+        for part in ("weight", "bias"):
+            self.fill(f"{name}.{part}", f"{key}.{part}")
+
+    def constant(self, name: str, value: Tensor, reason: str) -> None:
+        """Our `name` has a value that no key gives."""
+        self.values[name], self.origins[name] = value, f"constant: {reason}"
+
+    def leave(self, patterns: Mapping[str, str]) -> None:
+        """Every key that is not used yet and matches a regular expression whole is left, for the reason given."""
+        for key in self._tensors.keys() - self.used.keys() - self.unused.keys():
+            reason = next((why for pattern, why in patterns.items() if re.fullmatch(pattern, key)), None)
+            if reason is not None:
+                self.unused[key] = reason
+
+    def close(self, allow_unknown: bool) -> None:
+        """Raises CheckpointError for keys that were neither used nor left; or leaves them as unknown."""
+        unknown = sorted(self._tensors.keys() - self.used.keys() - self.unused.keys())
+        if unknown and not allow_unknown:
+            raise CheckpointError(
+                f"{len(unknown)} keys of the source are unknown: {listed(unknown)}. Nothing is dropped in silence: "
+                "check the kind of model, or leave them out with --allow-unknown"
+            )
+        self.unused |= dict.fromkeys(unknown, "unknown, left out as asked (--allow-unknown)")
+
+    def heads(self, width: int, known: int | None, published: Mapping[int, int]) -> int:
+        """Attention heads: what the source shows, else what the user said, else those of the published model so wide.
+
+        Raises UsageError if they are not known, or if the user says other than the source.
+        """
+        if known is not None and self._heads not in (None, known):
+            raise UsageError(f"--heads {self._heads}: the source has {known} heads; leave the option out")
+        heads = known or self._heads or published.get(width)
+        if known is None and published.get(width) not in (None, heads):
+            self.notes.append(f"{heads} heads, as asked; the published model of this width has {published[width]}")
+        if heads is None:
+            sizes = ", ".join(f"{w} ({h})" for w, h in published.items())
+            raise UsageError(
+                f"the number of attention heads stands in no tensor, and no published model is {width} wide; give "
+                f"--heads N (published widths and heads: {sizes})"
+            )
+        return heads
+
+    def count(self, pattern: str) -> int:
+        """Blocks of the source: 1 + the greatest number in the one group of a pattern that opens a key.
+
+        Raises CheckpointError if no key matches.
+        """
+        numbers = [int(found[1]) for key in self._tensors if (found := re.match(pattern, key))]
+        if not numbers:
+            raise CheckpointError(f"no key of the source reads like {pattern}: this is another kind of model")
+        return 1 + max(numbers)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names."""
+    more = len(names) - MOST_LISTED
+    return ", ".join(names[:MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def side_of(rows: int, what: str) -> int:
+    """The side of a square of so many places. Raises CheckpointError if it is none."""
+    side = math.isqrt(max(rows, 0))
+    if side * side != rows or side == 0:
+        raise CheckpointError(f"{what}: {rows} places are no square of patches; only square images can be imported")
+    return side
+
+
+def model_config(**values: object) -> ModelConfig:
+    """The encoder's config. Raises CheckpointError where the sizes of the source make none."""
+    try:
+        return ModelConfig.model_validate(values)
+    except ValidationError as error:
+        told = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise CheckpointError(f"the source makes no model: {told}") from error

@@ -137,7 +137,7 @@ def test_a_token_that_is_none(model: FakeHub, monkeypatch: pytest.MonkeyPatch, t
         (400, r"refuses it \(400\); the Hub says: planted"),
         (403, r"the token may not do that \(403\).*settings/tokens; the Hub says: planted"),
         (404, r"does not know it \(404\); check the names"),
-        (409, r"at the same time \(409\); run the same command again"),
+        (409, r"at the same time \(409\); try again"),
         (429, r"too many requests \(429\); wait"),
         (500, r"the Hub itself fails \(500\); nothing is wrong here"),
         (503, r"the Hub itself fails \(503\); nothing is wrong here"),

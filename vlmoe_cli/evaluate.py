@@ -29,7 +29,10 @@ def evaluate(
     ],
     model: Annotated[
         Path | None,
-        typer.Option(help="Run or checkpoint folder; by default the newest run of the task.", show_default=False),
+        typer.Option(
+            help="Run, checkpoint or model folder, or hf-hub:ORG/NAME; by default the newest run of the task.",
+            show_default=False,
+        ),
     ] = None,
     data: Annotated[
         str | None,
@@ -54,14 +57,18 @@ def evaluate(
 ) -> None:
     """Score a finetuned model on a whole split, and keep the result beside the model."""
     from vlmoe_core.errors import UsageError
+    from vlmoe_core.hub.measured import place_for
     from vlmoe_core.tasks.task import named_task, open_task
     from vlmoe_core.train.scoring import ask
     from vlmoe_core.train.trained import load_finetuned, newest_finetuned
 
     out = Output(json)
-    name, push = named_task(task), push_request(push_to, public)
+    name = named_task(task)
+    push = push_request(push_to, public, f"Results of vlmoe eval {name}")
     model = model or newest_finetuned(name)
     trained = load_finetuned(model, name)
+    if push is not None:
+        place_for(trained, push)
     other = load_finetuned(compare, name) if compare is not None else None
     asked = ask(trained, data, split, limit, on_error)
     assert trained.recipe.task is not None
@@ -76,7 +83,7 @@ def evaluate(
         kind.write_submission(evaluated.records, evaluated.answers, submission)
         out.text(f"{len(evaluated.records):,} answers written: {submission}")
     if evaluated.scores is None and submission is not None:
-        out.data({"task": name, "model": trained.path, "n": len(evaluated.records), "submission": submission})
+        out.data({"task": name, "model": trained.name, "n": len(evaluated.records), "submission": submission})
         return
     report = _report(out, kind, trained, asked, evaluated, other, beside)
     _keep(out, model, trained, asked, report, push)
@@ -85,13 +92,19 @@ def evaluate(
 def _keep(
     out: Output, model: Path, trained: "Trained", asked: "Asked", report: dict[str, Any], push: "PushRequest | None"
 ) -> None:
-    """Keep the result where the model lies, and add it to the Hub if asked to."""
+    """Keep the result where the model lies, if the disk allows, and add it to the Hub if asked to."""
+    from vlmoe_core.errors import TrainError
     from vlmoe_core.hub.measured import home_of, keep, result_files
 
     with home_of(model, trained.path) as home:
-        keep(home, trained, asked, report)
+        try:
+            keep(home, trained, asked, report)
+        except TrainError as error:
+            if push is not None:
+                raise
+            return out.warn(str(error))
         if push is not None:
-            send_after(out, result_files(home, trained, push.repo), push)
+            send_after(out, result_files(home, trained, push), push)
 
 
 def _answers(
@@ -104,9 +117,9 @@ def _answers(
 
     accelerator = accelerator_of()
     says = out.note if accelerator.is_main_process else lambda _: None
-    says(f"model {trained.path}, step {trained.step}; data.{asked.split} of {data or 'its own recipe'}")
+    says(f"model {trained.name}, step {trained.step}; data.{asked.split} of {data or 'its own recipe'}")
     if other is not None:
-        says(f"compared with {other.path}, step {other.step}")
+        says(f"compared with {other.name}, step {other.step}")
     progress = ScoringProgress(says)
     evaluated = answer_all(trained, asked, accelerator, progress)
     beside = answer_all(other, asked, accelerator, progress) if other is not None else None

@@ -51,11 +51,14 @@ def export(
         typer.Option(metavar="RECIPE", help="Its data tell what is used and what is reached.", show_default=False),
     ] = None,
     max_shard_size: Annotated[
-        str, typer.Option(metavar="SIZE", help="A file of weights is cut before it grows beyond this: 500MB, 2GB.")
-    ] = "1GB",
-    visual_tokenizer: Annotated[
-        bool, typer.Option("--visual-tokenizer/--no-visual-tokenizer", help="Take the visual tokenizer along.")
-    ] = True,
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="A file of weights is cut before it grows beyond this: 500MB, 2GB.", show_default=False
+        ),
+    ] = None,
+    no_visual_tokenizer: Annotated[
+        bool, typer.Option("--no-visual-tokenizer", help="Leave the visual tokenizer out.")
+    ] = False,
     push_to: PushToOption = None,
     public: PublicOption = False,
     json: JsonOption = False,
@@ -69,11 +72,11 @@ def export(
 
     output = Output(json)
     request = make_request(
-        format, out, dtype, quantize, modality, experts, removed, data, max_shard_size, visual_tokenizer
+        format, out, dtype, quantize, modality, experts, removed, data, max_shard_size, not no_visual_tokenizer
     )
     push = push_request(push_to, public)
     trained = load_trained(model or newest_run())
-    output.note(f"model {trained.path}, step {trained.step}")
+    output.note(f"model {trained.name}, step {trained.step}")
     receipt = run_export(trained, request, output.note)
     _show(output, receipt, out)
     output.data(asdict(receipt))

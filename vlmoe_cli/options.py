@@ -32,8 +32,8 @@ OutOption = Annotated[Path | None, typer.Option(help="Run folder; by default run
 ResumeOption = Annotated[
     str | None,
     typer.Option(
-        metavar="auto|PATH",
-        help="Go on with a run (also hf-hub:ORG/NAME): auto takes the newest checkpoint of its folder, or starts it.",
+        metavar="auto|PATH|hf-hub:ORG/NAME",
+        help="Go on with a run: auto takes the newest checkpoint of its folder, or starts it.",
         show_default=False,
     ),
 ]
@@ -54,8 +54,8 @@ PushToOption = Annotated[
     str | None,
     typer.Option(
         "--push-to",
-        metavar="ORG/NAME",
-        help="Also put it on the Hub, into this repository; a new one is private.",
+        metavar="ORG/NAME[@BRANCH]",
+        help="Also put it on the Hub, into this repository; a new one is private unless --public.",
         show_default=False,
     ),
 ]

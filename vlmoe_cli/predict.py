@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 ModelOption = Annotated[
     Path | None,
     typer.Option(
-        help="Run or checkpoint folder; by default the newest run that fits, under runs/.", show_default=False
+        help="Run, checkpoint or model folder, or hf-hub:ORG/NAME; by default the newest run that fits.",
+        show_default=False,
     ),
 ]
 ImagesOption = Annotated[
@@ -58,7 +59,7 @@ def masked(
 
     output = Output(json)
     trained = load_trained(model or newest_pretrained(stream_of(image, text)))
-    output.note(f"model {trained.path}, step {trained.step}")
+    output.note(f"model {trained.name}, step {trained.step}")
     filled = fill_gaps(trained, image, text, top, seed)
     rows = [
         {"[MASK]": gap.place + 1, "word": word, "probability": probability}
@@ -70,7 +71,7 @@ def masked(
         save_picture(filled.picture, out)
         output.text(f"{filled.hidden} hidden patches filled in: {out}")
     output.data(
-        {"model": trained.path, "masks": rows, "hidden": filled.hidden, "picture": out if filled.picture else None}
+        {"model": trained.name, "masks": rows, "hidden": filled.hidden, "picture": out if filled.picture else None}
     )
 
 
@@ -171,10 +172,10 @@ def retrieval(
     if not captions:
         raise UsageError("nothing to look for: give one or more --text, or --input with a file that has texts")
     trained = load_finetuned(model or newest_finetuned("retrieval"), "retrieval")
-    out.note(f"model {trained.path}, step {trained.step}")
+    out.note(f"model {trained.name}, step {trained.step}")
     matches = match(trained, shown, captions, top)
     out.table([asdict(one) for one in matches])
-    out.data({"model": trained.path, "matches": [asdict(one) for one in matches]})
+    out.data({"model": trained.name, "matches": [asdict(one) for one in matches]})
 
 
 def _caption(text: str) -> "Example":
@@ -219,7 +220,7 @@ def _answer(
 
     found = list(read_examples(asked)) if isinstance(asked, Path) else list(asked())
     trained = load_finetuned(model or newest_finetuned(task), task)
-    out.note(f"model {trained.path}, step {trained.step}")
+    out.note(f"model {trained.name}, step {trained.step}")
     answers = answer(trained, found)
     rows = [
         {"example": example.name, "answer": label, "probability": probability}
@@ -227,4 +228,4 @@ def _answer(
         for label, probability in list(zip(ranked.labels, ranked.probabilities, strict=True))[:top]
     ]
     out.table(rows)
-    out.data({"task": task, "model": trained.path, "answers": rows})
+    out.data({"task": task, "model": trained.name, "answers": rows})

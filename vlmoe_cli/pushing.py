@@ -20,9 +20,11 @@ def push_request(to: str | None, public: bool = False, message: str | None = Non
     """What `--push-to` asks for; None where it is not given. Raises UsageError before a verb works for hours."""
     if to is None:
         return None
-    from vlmoe_core.hub.push import PushRequest
+    from vlmoe_core.hf import Address
+    from vlmoe_core.hub.push import MESSAGE, PushRequest
 
-    return PushRequest(to, not public) if message is None else PushRequest(to, not public, message=message)
+    address = Address.parse(to)
+    return PushRequest(address.repo, not public, address.revision, message=message or MESSAGE)
 
 
 def push_after(out: Output, folder: Path, request: "PushRequest | None", with_images: bool = False) -> None:

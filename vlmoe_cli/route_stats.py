@@ -29,7 +29,8 @@ def route_stats(
     model: Annotated[
         Path | None,
         typer.Option(
-            help="Run or checkpoint folder; by default the newest run with experts, under runs/.", show_default=False
+            help="Run, checkpoint or model folder, or hf-hub:ORG/NAME; by default the newest run with experts.",
+            show_default=False,
         ),
     ] = None,
     data: Annotated[
@@ -78,20 +79,22 @@ def route_stats(
     from vlmoe_core.analysis.routing.files import make_folder, report_folder, write_all
     from vlmoe_core.analysis.routing.request import Asked, make_request, with_capacity
     from vlmoe_core.analysis.routing.run import Process, route
-    from vlmoe_core.hub.contents import report_files
+    from vlmoe_core.hub.measured import place_for, routing_files
     from vlmoe_core.train.parallel import end_processes, on_main
     from vlmoe_core.train.scoring import accelerator_of
     from vlmoe_core.train.trained import load_trained, newest_sparse
 
-    output, push = Output(json), push_request(push_to, public)
+    output, push = Output(json), push_request(push_to, public, "Routing report of vlmoe route-stats")
     trained = load_trained(model or newest_sparse())
+    if push is not None:
+        place_for(trained, push)
     chosen = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
     request = make_request(trained, Asked(data, split, chosen, limit, capacity))
     other = with_capacity(load_trained(compare), capacity) if compare is not None else None
     accelerator = accelerator_of()
     says = output.note if accelerator.is_main_process else lambda _: None
     says(
-        f"model {trained.path}, step {trained.step}; data.{request.split} of {request.data}, {_words(request.capacity)}"
+        f"model {trained.name}, step {trained.step}; data.{request.split} of {request.data}, {_words(request.capacity)}"
     )
     process = Process(accelerator.device, accelerator.process_index, accelerator.num_processes)
     folder = out or report_folder(trained.path)
@@ -102,7 +105,7 @@ def route_stats(
     if found is not None:
         _show(output, found, write_all(found, folder))
         if push is not None:
-            send_after(output, report_files(folder, with_images), push)
+            send_after(output, routing_files(folder, trained, push, with_images), push)
 
 
 def _raw(file: Path | None, process: "Process") -> "AbstractContextManager[Write | None]":

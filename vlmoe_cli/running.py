@@ -1,5 +1,6 @@
 """What `pretrain` and `finetune` share: a run in this process, and its command for one of several."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,9 +60,20 @@ def run_here(loaded: "LoadedRecipe", typed: Typed) -> "Outcome":
 
 
 def push_run(out: Output, outcome: "Outcome", typed: Typed) -> None:
-    """Bring what a finished run left besides its checkpoints to the Hub, if asked to. Raises HubError."""
-    if outcome.is_main and outcome.finished:
-        push_after(out, outcome.folder, push_request(typed.push_to, typed.public))
+    """Bring what a finished run left besides its checkpoints to the Hub, if asked to.
+
+    Raises HubError, which tells how to push what is there: the run itself is done.
+    """
+    if not (outcome.is_main and outcome.finished):
+        return
+    from vlmoe_core.errors import HubError
+
+    request = push_request(typed.push_to, typed.public)
+    try:
+        push_after(out, outcome.folder, request)
+    except HubError as error:
+        words = ["vlmoe", "push", str(outcome.folder), *(request.words if request else ())]
+        raise HubError(f"{error}. The run itself is done; to push it: {shlex.join(words)}") from None
 
 
 def _report(folder: Path, reporter: "Reporter") -> None:

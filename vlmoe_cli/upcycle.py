@@ -72,7 +72,7 @@ def upcycle(
         capacity_factor=parse_capacity(capacity_factor),
         weights=parse_weights(weights),
     )
-    receipt = run(model, asked, out)
+    receipt = run(model, asked, out, tell=output.warn)
     for note in receipt.notes:
         output.warn(note)
     output.record(_facts(receipt))

@@ -15,6 +15,7 @@ from pathlib import Path
 from vlmoe_core.errors import HubError, UsageError, VlmoeError
 
 HUB_PREFIX = "hf-hub:"
+CACHED = "models--"
 
 NAME = re.compile(r"[A-Za-z0-9_]([\w.-]{0,94}\w)?", re.ASCII)
 REVISION = re.compile(r"(?!.*\.\.)[\w][\w./+-]*", re.ASCII)
@@ -22,7 +23,7 @@ TOKENS = re.compile(r"\bhf_[A-Za-z0-9]{8,}|(?<=Bearer )[^\s'\"]+")
 QUERY = re.compile(r"(https?://[^\s?'\"]+)\?[^\s'\"]+")
 """An address with what follows its `?`: on its way to a store that may be a signature."""
 HTTP_LIBRARIES = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
-AGAIN = "run the same command again: what has arrived is not sent twice"
+AGAIN = "try again: what has arrived is not sent twice"
 LOG_IN = "set HF_TOKEN, or run 'hf auth login'"
 
 
@@ -55,6 +56,19 @@ class Address:
 def is_hub(spec: str) -> bool:
     """Whether what was typed names a repository of the Hub, not a path."""
     return spec.startswith(HUB_PREFIX)
+
+
+def cached_spec(folder: Path) -> str | None:
+    """`hf-hub:ORG/NAME@COMMIT` of a folder that was fetched into the cache of huggingface_hub; None: it is no such."""
+    owner = folder.parent.parent.name
+    if folder.parent.name != "snapshots" or not owner.startswith(CACHED):
+        return None
+    return f"{HUB_PREFIX}{owner.removeprefix(CACHED).replace('--', '/')}@{folder.name}"
+
+
+def shown(folder: Path) -> str:
+    """A folder as a person knows it: one that was fetched by its name on the Hub."""
+    return cached_spec(folder) or str(folder)
 
 
 def fetch_folder(spec: str, patterns: Sequence[str]) -> Path:
@@ -217,8 +231,10 @@ def _of_failure(error: BaseException) -> str | None:
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
     name = type(error).__name__
-    if isinstance(error, OfflineModeIsEnabled) or (isinstance(error, LocalEntryNotFoundError) and _is_offline()):
+    if isinstance(error, LocalEntryNotFoundError) and _is_offline():
         return "HF_HUB_OFFLINE is set and the cache does not have it; unset HF_HUB_OFFLINE"
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set, so the Hub is not asked; unset HF_HUB_OFFLINE"
     if isinstance(error, UnicodeEncodeError) or "Illegal header" in str(error):
         return "the token holds characters that no token has; set HF_TOKEN anew"
     if "Timeout" in name or isinstance(error, TimeoutError):

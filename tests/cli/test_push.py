@@ -110,7 +110,7 @@ def test_what_other_verbs_call(hub: FakeHub, tmp_path: Path, capsys: pytest.Capt
     assert hub.asked == []
     push_after(out, model, push_request(NAME))
     send_after(out, {".eval_results/vqa.yaml": b"- score: 1\n"}, push_request(NAME, message="Results of vqa"))
-    assert ".eval_results/vqa.yaml" in hub.store.repos[NAME].files()
+    assert ".eval_results/vqa.yaml" in hub.store.repos[NAME].files() and hub.store.repos[NAME].private
     printed = capsys.readouterr()
     assert printed.out == "" and len(printed.err.splitlines()) == 2
     with pytest.raises(UsageError, match="is nothing to push to"):

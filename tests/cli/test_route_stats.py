@@ -88,7 +88,7 @@ def test_a_copied_checkpoint_leaves_its_report_here(work: Path, tmp_path: Path) 
 
 def test_a_model_agrees_with_itself(work: Path) -> None:
     found = told(work, "--model", "runs/base", "--compare", "runs/base", "--limit", "4")
-    assert found["other"].startswith("runs/base") and len(found["comparison"]) == len(found["cells"])
+    assert found["other"].startswith("base/checkpoints/") and len(found["comparison"]) == len(found["cells"])
     for cell in found["comparison"]:
         assert cell["same"] == 1 and cell["chance"] <= 1 and cell["tokens"] > 0
 
@@ -160,3 +160,13 @@ def test_every_run_ends_with_a_report_on_what_it_was_evaluated_on(work: Path) ->
         told = [key for line in lines if line["split"] == "eval" for key in line if key.startswith("routing/")]
         assert any(key.endswith("/gini") for key in told)
         assert not any(key.startswith("routing/") for line in lines if line["split"] == "train" for key in line)
+
+
+def test_a_run_on_pictures_alone_ends_with_a_report(work: Path, tmp_path: Path) -> None:
+    nothing = [f"data.{split}.{stream}=[]" for split in ("train", "eval") for stream in ("text", "pair")]
+    sizes = [f"batch.{key}.{stream}=0" for key in ("size", "micro") for stream in ("text", "pair")]
+    words = [word for override in (*nothing, *sizes, "train.steps=2") for word in ("--set", override)]
+    done = vlmoe(work, "pretrain", "base.yaml", *words, "--out", str(tmp_path / "run"))
+    assert done.code == 0 and "no report" not in done.err, done.err
+    found = json.loads((tmp_path / "run" / "report" / "routing.json").read_text())
+    assert {(cell["task"], cell["modality"]) for cell in found["cells"]} == {("mim", "vision")}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.train.tasks_support import PRETRAINING
 from vlmoe_cli.main import main
 
 RECIPE = """
@@ -67,3 +68,12 @@ def test_what_is_wrong_is_one_message(
 ) -> None:
     found, _, err = run(capsys, "my.yaml", "--set", override)
     assert found == code and message in err and len(err.splitlines()) == 1
+
+
+def test_tokenizers_of_the_model_that_a_run_starts_from_are_not_fitted(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = str(work / "base.yaml")
+    assert "the whole fit (text and visual)" in run(capsys, recipe)[1]
+    code, out, err = run(capsys, recipe, "--set", f"init={work / 'runs' / 'base'}", "--set", PRETRAINING[0])
+    assert code == 0 and "the whole fit" not in out, err

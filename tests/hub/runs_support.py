@@ -8,6 +8,7 @@ import torch
 from vlmoe_core.analysis.routing.summary import RoutingSummary
 from vlmoe_core.checkpoint.state import RunState
 from vlmoe_core.checkpoint.write import write_checkpoint, write_model
+from vlmoe_core.hub.contents import Contents, PushFile, plan_push
 
 RECIPE = "model: {layers: 1, dim: 16, heads: 2, hidden: 32, vl_layers: 0, patch_size: 4, image_size: 8}\n"
 
@@ -52,3 +53,21 @@ def make_model(folder: Path, seed: int = 0) -> Path:
     write_model(folder, tensors(seed), RunState(step=0, positions={}), RECIPE, tokenizers, max_shard_bytes=2_500)
     (folder / "README.md").write_text("# Mine\n")
     return folder
+
+
+def lay_out(files: list[PushFile], folder: Path) -> Path:
+    """The files of a push as somebody finds them who fetched the repository."""
+    for file in files:
+        path = folder / file.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(file.content if isinstance(file.content, bytes) else file.content.read_bytes())
+    return folder
+
+
+def model_folder(checkpoint: Path, folder: Path, with_optimizer: bool = False) -> Path:
+    """The model alone of a checkpoint, as it is published, without card, results and report."""
+    files = plan_push(checkpoint, Contents(with_optimizer=with_optimizer))
+    manifest = next(file.content for file in files if file.path == "manifest.json")
+    assert isinstance(manifest, bytes)
+    listed = {"manifest.json", *json.loads(manifest)["files"]}
+    return lay_out([file for file in files if file.path in listed], folder)

@@ -11,9 +11,13 @@ import pytest
 from tests.hub.fake_hub import FakeHub
 from tests.hub.fake_repos import TOKEN
 from tests.hub.runs_support import RECIPE, save
+from tests.train.support import tiny
 from vlmoe_core.checkpoint.layout import list_checkpoints, prune
 from vlmoe_core.hub.background import BackgroundPush
 from vlmoe_core.hub.push import PushRequest, push
+from vlmoe_core.train.reporter import Reporter
+from vlmoe_core.train.run import run_training
+from vlmoe_core.train.session import RunOptions
 
 NAME = "org/model"
 TO = PushRequest(NAME)
@@ -176,6 +180,16 @@ def test_closing_waits_no_longer_than_it_may(hub: FakeHub, run: Path, said: list
     assert not background.held(), "closed"
 
 
+def test_a_long_wait_is_told(
+    hub: FakeHub, run: Path, background: BackgroundPush, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlmoe_core.hub.background.QUIET", 0.05)
+    hub.fail("POST", "/api/repos/create", delay=0.5)
+    background.on_saved(save(run, 1))
+    assert background.close(LONG)
+    assert said == ["waiting up to 20 s until the last push is through", f"step 1 is on the Hub: {hub.url}/{NAME}"]
+
+
 def test_without_a_save_there_is_no_thread(said: list[str]) -> None:
     threads = threading.active_count()
     background = BackgroundPush(TO, said.append, said.append)
@@ -190,3 +204,28 @@ def test_a_pull_request_stays_one(hub: FakeHub, run: Path, said: list[str]) -> N
     assert background.close(LONG)
     assert len(hub.store.repos[NAME].pulls) == 1
     assert said == [f"step 2 is on the Hub: {hub.url}/{NAME}/discussions/1"]
+
+
+def test_the_command_can_be_typed(background: BackgroundPush) -> None:
+    assert background._command(Path("my runs/toy/checkpoints/step-00000001")) == f"vlmoe push 'my runs/toy' --to {NAME}"
+
+
+class Holding:
+    """Holds the first checkpoint for ever."""
+
+    def __init__(self) -> None:
+        self.saved: list[Path] = []
+
+    def on_saved(self, path: Path) -> None:
+        self.saved.append(path)
+
+    def held(self) -> list[Path]:
+        return self.saved[:1]
+
+
+def test_a_run_asks_what_is_held(tmp_path: Path) -> None:
+    saves = Holding()
+    outcome = run_training(tiny(tmp_path, "train.keep_last=1"), RunOptions(tmp_path / "run"), Reporter(), saves=saves)
+    kept = list_checkpoints(outcome.folder)
+    assert len(saves.saved) > 2 and kept[0] == saves.saved[0] and kept[-1] == saves.saved[-1]
+    assert saves.saved[2] not in kept

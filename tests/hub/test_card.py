@@ -15,11 +15,11 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from tests.hub.fake_hub import FakeHub
+from tests.hub.runs_support import model_folder
 from tests.train.support import RECIPE, tiny, train
 from tests.train.tasks_support import finetuned
 from tests.train.test_results import REPORT
 from vlmoe_core.analysis.routing.files import report_on
-from vlmoe_core.checkpoint.publish import publish_model
 from vlmoe_core.errors import CheckpointError, UsageError
 from vlmoe_core.hub.card import build_card, write_card
 from vlmoe_core.hub.card_receipts import Exported, Imported, Upcycled
@@ -102,7 +102,7 @@ def vqa(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def model(vqa: Path, tmp_path: Path) -> Path:
     """The model folder of the finetuned run, with a result."""
-    folder = publish_model(vqa / "checkpoints" / "step-00000004", tmp_path / "model")
+    folder = model_folder(vqa / "checkpoints" / "step-00000004", tmp_path / "model")
     save_result(folder, REPORT | {"metrics": METRICS}, DATA, 4, None)
     return folder
 
@@ -226,7 +226,7 @@ def test_a_result_of_another_step_is_told_as_such(model: Path, vqa: Path) -> Non
     page = shown(text)
     assert page.tables[0][0] == ["percent", "step 2", "majority"]
     assert "Not measured on these weights: step 2." in page.text
-    assert "Held-out losses in nats at step 4" in page.text
+    assert "Held-out losses and metrics at step 4" in page.text
 
 
 def test_the_three_lines_load_the_model(model: Path) -> None:

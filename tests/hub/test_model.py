@@ -9,6 +9,7 @@ from PIL import Image
 from torch import nn
 
 from tests.hub.fake_hub import FakeHub
+from tests.hub.fake_repos import TOKEN
 from tests.train.support import tiny, train
 from tests.train.tasks_support import finetuned
 from vlmoe_core.checkpoint.layout import latest_checkpoint
@@ -16,6 +17,7 @@ from vlmoe_core.checkpoint.state import RunState
 from vlmoe_core.checkpoint.stored import StoredTensors
 from vlmoe_core.checkpoint.write import write_model
 from vlmoe_core.errors import CheckpointError, HubError, UsageError
+from vlmoe_core.hub.card import GENERATED
 from vlmoe_core.hub.export.native import NativeOptions, in_dtype, write_native
 from vlmoe_core.hub.model import VLMoE
 from vlmoe_core.hub.push import PushRequest, push
@@ -176,3 +178,20 @@ def test_a_task_goes_along_with_its_labels(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "model")
     assert VLMoE.from_pretrained(tmp_path / "model").tokenizers.labels == model.tokenizers.labels
     assert model.tokenizers.labels.names
+
+
+def test_its_own_card_goes_along_and_a_new_repository_is_private(hub: FakeHub, run: Path, tmp_path: Path) -> None:
+    model = VLMoE.from_pretrained(run)
+    model.save_pretrained(tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert GENERATED in card and "Mixin" not in card
+    assert model.push_to_hub("org/new", commit_message="From Python") == f"{hub.url}/org/new"
+    repo = hub.store.repos["org/new"]
+    assert repo.private and repo.at("main").title == "From Python"
+    assert b'from_pretrained("org/new")' in repo.files()["README.md"]
+    for name in ("org/new", "hf-hub:org/new", "hf-hub:org/new@main"):
+        assert_same(VLMoE.from_pretrained(name), model)
+    model.push_to_hub("org/open", private=False)
+    assert not hub.store.repos["org/open"].private
+    with pytest.raises(UsageError, match="push_to_hub takes no token here: set HF_TOKEN"):
+        model.push_to_hub("org/new", token=TOKEN)

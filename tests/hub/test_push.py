@@ -4,18 +4,19 @@ import os
 import traceback
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.hub.fake_hub import FakeHub
-from tests.hub.fake_repos import READ_TOKEN, STRANGER_TOKEN, TOKEN
+from tests.hub.fake_repos import READ_TOKEN, STRANGER_TOKEN, TOKEN, Blob
 from tests.hub.runs_support import RECIPE, make_model, make_run, save, tensors
 from vlmoe_core.checkpoint.locate import fetch_model
 from vlmoe_core.checkpoint.read import read_checkpoint
 from vlmoe_core.errors import CheckpointError, HubError, UsageError
 from vlmoe_core.hub.contents import Contents, PushFile, plan_push
-from vlmoe_core.hub.push import PushRequest, push, send
+from vlmoe_core.hub.push import PushRequest, _deletions, push, send
 
 NAME = "org/model"
 TO = PushRequest(NAME)
@@ -105,9 +106,12 @@ def test_other_folders(tmp_path: Path) -> None:
     for name in ("model.onnx", "sub/config.json", ".git/config", "sub/.cache/x", "model.onnx.tmp", "a.partial/b"):
         (export / name).parent.mkdir(parents=True, exist_ok=True)
         (export / name).write_text("x")
-    assert paths(plan_push(export)) == {"model.onnx", "sub/config.json"}
+    with pytest.raises(UsageError, match="export is no run, checkpoint, model folder or export of vlmoe"):
+        plan_push(export)
+    (export / "export.json").write_text("{}")
+    assert paths(plan_push(export)) == {"model.onnx", "sub/config.json", "export.json"}
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="empty is empty; give a run"):
+    with pytest.raises(UsageError, match="empty is no run"):
         plan_push(tmp_path / "empty")
     with pytest.raises(UsageError, match=r"no checkpoint at .*gone"):
         plan_push(tmp_path / "gone")
@@ -180,8 +184,8 @@ def test_a_cut_that_passes_is_not_noticed(hub: FakeHub, run: Path) -> None:
         ("/preupload/", 404, "the Hub does not know it (404)"),
         ("/info/lfs/", 500, "the Hub itself fails (500)"),
         ("/commit/", 403, "the token may not do that (403)"),
-        ("/commit/", 409, "at the same time (409); run the same command again"),
-        ("/commit/", 412, "at the same time (412); run the same command again"),
+        ("/commit/", 409, "at the same time (409); try again"),
+        ("/commit/", 412, "at the same time (412); try again"),
         ("/commit/", 500, "the Hub itself fails (500)"),
     ],
 )
@@ -314,3 +318,33 @@ def test_a_model_that_moves_on(hub: FakeHub, run: Path) -> None:
     save(run, 30)
     push(run, TO)
     assert read_checkpoint(fetch_model(f"hf-hub:{NAME}")).state.step == 30
+
+
+def test_a_push_of_somebody_else_in_between_is_refused(
+    hub: FakeHub, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(run, TO)
+    repo, delete = hub.store.repos[NAME], _deletions
+    save(run, 30)
+
+    def slowly(*arguments: Any) -> Any:
+        found = delete(*arguments)
+        repo.add("main", "theirs", "other", {**repo.at("main").files, "model-00007-of-00007.safetensors": Blob(b"x")})
+        return found
+
+    monkeypatch.setattr("vlmoe_core.hub.push._deletions", slowly)
+    assert "something else changed it at the same time (412)" in refusal(run)
+    assert repo.at("main").title == "theirs"
+
+
+def test_other_checkpoints_are_not_looked_into(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that trains on removes them meanwhile."""
+    newest, looked, real = run / "checkpoints" / "step-00000020", [], Path.rglob
+
+    def watched(self: Path, pattern: str) -> Any:
+        looked.append(self)
+        return real(self, pattern)
+
+    monkeypatch.setattr(Path, "rglob", watched)
+    plan_push(newest)
+    assert newest in looked and not {run, run / "checkpoints", run / "checkpoints" / "step-00000010"} & set(looked)

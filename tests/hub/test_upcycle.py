@@ -5,32 +5,41 @@ from collections.abc import Mapping
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.model.support import VOCAB, batch_of, config_of, randomise
+from tests.model.support import BEIT3, VLMO, VOCAB, batch_of, config_of, randomise
 from tests.train.support import assert_same_bits, fresh_process, tiny, train
 from tests.train.tasks_support import finetuned
 from vlmoe_core.analysis.routing.trace import encoder_of
 from vlmoe_core.checkpoint.layout import latest_checkpoint
+from vlmoe_core.checkpoint.manifest import write_manifest
 from vlmoe_core.checkpoint.read import Checkpoint, read_checkpoint
 from vlmoe_core.checkpoint.restore import load_model_state, load_named_optimizer_state
-from vlmoe_core.checkpoint.state import RunState
+from vlmoe_core.checkpoint.state import RunState, write_state
 from vlmoe_core.checkpoint.write import write_model
 from vlmoe_core.data.config import STREAMS
 from vlmoe_core.data.loader import MicroBatch
 from vlmoe_core.errors import UsageError
 from vlmoe_core.hub.upcycling.receipt import Comparison
-from vlmoe_core.hub.upcycling.recipe import Asked, parse_capacity, parse_layers, parse_modalities, sparse_recipe
+from vlmoe_core.hub.upcycling.recipe import (
+    Asked,
+    notes_on,
+    parse_capacity,
+    parse_layers,
+    parse_modalities,
+    sparse_recipe,
+)
 from vlmoe_core.hub.upcycling.samples import Samples, samples_of
 from vlmoe_core.hub.upcycling.upcycle import EncoderAlone, upcycle
 from vlmoe_core.hub.upcycling.weights import Site, Ways, upcycled_moments, upcycled_tensors
 from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.model.encoder import Encoder
 from vlmoe_core.recipe.config import ModelRecipe, Recipe
-from vlmoe_core.recipe.load import dump_recipe, load_model_recipe
+from vlmoe_core.recipe.load import dump_recipe, load_model_recipe, load_recipe
 from vlmoe_core.tokenizers.config import TextTokenizerConfig, TokenizersConfig
 from vlmoe_core.train.build import build_dataset
 from vlmoe_core.train.init import load_run_recipe
@@ -97,9 +106,10 @@ def test_computes_what_the_dense_model_did(dense: Path, tmp_path: Path, experts:
     assert receipt.examples == {"image": 10, "text": 10, "pair": 10}
 
 
+@pytest.mark.parametrize("switches", [{}, BEIT3, VLMO], ids=["VL-MoE", "BEiT-3", "VLMo"])
 @pytest.mark.parametrize("top_k", [1, 2])
-def test_the_same_function_in_double_precision(top_k: int) -> None:
-    config = config_of()
+def test_the_same_function_in_double_precision(top_k: int, switches: dict[str, Any]) -> None:
+    config = config_of(**switches)
     encoder = EncoderAlone(Encoder(config, VOCAB)).double().eval()
     randomise(encoder)
     asked = Asked(Ways(4, router_std=1.0), EVERY, top_k=top_k)
@@ -142,10 +152,24 @@ def test_noise_and_drop_change_the_function_and_the_receipt_says_how_much(dense:
 def test_noise_is_relative_to_the_spread_of_the_weights() -> None:
     dense = {"encoder.blocks.0.ffn.text.up.weight": 3 * torch.randn(400, 50), **network(400, 50)}
     made = upcycled_tensors(dense, [Site(0, "text")], Ways(4, noise=0.1))
-    apart = made["encoder.blocks.0.ffn.text.experts.up.weight"] - dense["encoder.blocks.0.ffn.text.up.weight"]
-    assert float(apart.std()) == pytest.approx(0.3, rel=0.02)
+    for part, spread in (("up", 3.0), ("down", 1.0)):
+        apart = (
+            made[f"encoder.blocks.0.ffn.text.experts.{part}.weight"] - dense[f"encoder.blocks.0.ffn.text.{part}.weight"]
+        )
+        assert float(apart.std()) == pytest.approx(0.1 * spread, rel=0.02)
     bias = made["encoder.blocks.0.ffn.text.experts.up.bias"]
     assert bias.equal(dense["encoder.blocks.0.ffn.text.up.bias"].expand(4, -1)), "biases are copied as they are"
+
+
+def test_the_seed_decides_on_all_that_is_drawn() -> None:
+    dense = {"encoder.blocks.0.ffn.text.up.weight": torch.randn(8, 4), **network(8, 4)}
+    first, again, other = (
+        upcycled_tensors(dense, [Site(0, "text")], Ways(2, noise=0.1, drop=0.5, seed=seed)) for seed in (3, 3, 4)
+    )
+    assert all(first[name].equal(again[name]) for name in first)
+    for part in ("router.weight", "experts.up.weight", "experts.down.weight"):
+        name = f"encoder.blocks.0.ffn.text.{part}"
+        assert not first[name].equal(other[name])
 
 
 def network(hidden: int, dim: int) -> dict[str, Tensor]:
@@ -255,6 +279,15 @@ def test_training_starts_from_the_folder(sparse: Path, tmp_path: Path) -> None:
     assert up.shape[0] == 4 and not all(one.equal(up[0]) for one in up)
 
 
+def test_a_run_that_was_not_at_its_end_goes_on_with_its_moments(dense: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    upcycle(with_recipe(dense, tmp_path, train={"steps": 6}), Asked(Ways(4), EVERY), model)
+    outcome = train(load_recipe(str(model / "recipe.yaml")), tmp_path / "run", resume=str(model))
+    assert (outcome.step, outcome.finished) == (6, True)
+    moments = checkpoint_of(tmp_path / "run").optimizer
+    assert moments is not None and float(moments[f"step.{SITES[0]}.experts.up.weight"].max()) == 6
+
+
 def test_the_receipt_counts_loads_and_drops_as_a_plain_count_does() -> None:
     config = config_of()
     asked = Asked(Ways(4, router_std=0.3), (1,), modalities=("text",), capacity_factor=1.25)
@@ -299,6 +332,8 @@ def test_a_task_keeps_its_answers(tmp_path: Path) -> None:
     assert receipt.difference.outputs is not None and receipt.difference.outputs <= EQUAL
     assert receipt.layers == {"text": (0,)} and receipt.examples == {"text": 6}
     assert load_trained(tmp_path / "out").tokenizers.labels == load_trained(run).tokenizers.labels
+    changed = upcycle(run, Asked(Ways(4, noise=1.0), (0,), modalities=("text",)), tmp_path / "changed")
+    assert changed.difference.outputs is not None and changed.difference.outputs > 1e-5
 
 
 def imported(folder: Path, dense: Path, with_text: bool) -> tuple[Path, Mapping[str, Tensor]]:
@@ -341,8 +376,67 @@ def test_data_that_is_gone_is_said(dense: Path) -> None:
     said = trained.recipe.model_dump(mode="json")
     said["data"]["eval"] = {"image": [missing]}
     samples = samples_of(Recipe.model_validate(said), trained.tokenizers)
-    assert "can't be read" in samples.told and "/nowhere/at/all" in samples.told
+    assert "can't be read" in samples.told and samples.trouble is not None and "/nowhere/at/all" in samples.trouble
     assert samples.examples == {"image": 64, "text": 64, "pair": 64} and not samples.whole
+
+
+def with_recipe(dense: Path, folder: Path, **changes: Mapping[str, object]) -> Path:
+    """The same checkpoint, its recipe changed."""
+    checkpoint, said = checkpoint_of(dense), load_trained(dense).recipe.model_dump(mode="json")
+    for part, change in changes.items():
+        said[part] |= change
+    model, moments = ({name: found[name] for name in found} for found in (checkpoint.model, checkpoint.optimizer or {}))
+    recipe = dump_recipe(Recipe.model_validate(said))
+    return write_model(folder / "moved", model, checkpoint.state, recipe, checkpoint.tokenizers, moments)
+
+
+def test_what_belongs_to_the_dense_run_stays_there(dense: Path, tmp_path: Path) -> None:
+    theirs = {"best_score": 0.5, "best_step": 3, "metrics_offset": 77, "tracker_run": "abc"}
+    moved = with_recipe(dense, tmp_path)
+    write_state(moved / "state.json", replace(read_checkpoint(moved).state, **theirs))
+    write_manifest(moved, 0, {})
+    assert read_checkpoint(moved).state.best_score == 0.5
+    upcycle(moved, Asked(Ways(2), EVERY), tmp_path / "out")
+    state = read_checkpoint(tmp_path / "out").state
+    assert (state.best_score, state.best_step, state.metrics_offset, state.tracker_run) == (None, None, 0, "")
+    assert state.step == 4
+
+
+def test_parts_of_the_loss_count_by_their_weights(dense: Path, tmp_path: Path) -> None:
+    weights = {"vlm_text": 0.0, "vlm_image": 0.0}
+    losses = []
+    for number, factor in enumerate((1.0, 3.0)):
+        (tmp_path / str(number)).mkdir()
+        said = weights | {"mlm": factor, "mim": factor}
+        model = with_recipe(dense, tmp_path / str(number), objective={"weights": said})
+        losses.append(upcycle(model, Asked(Ways(2), EVERY), tmp_path / str(number) / "out").difference)
+    for one in ("loss_before", "loss_after"):
+        assert getattr(losses[1], one) == pytest.approx(3 * getattr(losses[0], one), rel=1e-5)
+
+
+def test_what_is_frozen_has_no_moments(dense: Path, tmp_path: Path) -> None:
+    upcycle(with_recipe(dense, tmp_path, train={"freeze": ["routers"]}), Asked(Ways(2), EVERY), tmp_path / "out")
+    moments = read_checkpoint(tmp_path / "out").optimizer
+    assert moments is not None and not any("router" in name for name in moments)
+
+
+def test_the_receipt_names_no_path_of_data_that_is_gone(dense: Path, tmp_path: Path) -> None:
+    told = list[str]()
+    moved = with_recipe(
+        dense, tmp_path, data={"eval": {"image": [{"source": "image-folder", "path": "/nowhere/at/all"}]}}
+    )
+    receipt = upcycle(moved, Asked(Ways(4), EVERY), tmp_path / "out", tell=told.append)
+    written = (tmp_path / "out" / "upcycle.json").read_text()
+    assert "its held-out data can't be read" in receipt.samples and "/nowhere" not in written
+    (line,) = told
+    assert "/nowhere/at/all" in line
+
+
+def test_sub_norms_need_the_loop_and_the_receipt_says_so() -> None:
+    asked = Asked(Ways(4), EVERY)
+    model = sparse_recipe(dense_recipe(**BEIT3), asked).model
+    assert {moe.experts for moe in model.pools.values()} == {"loop"}
+    assert any("experts: loop" in note for note in notes_on(asked, model))
 
 
 @pytest.mark.parametrize(("weights", "top_k"), [("gate", 1), ("gate", 2), ("unit", 2)])

@@ -14,7 +14,7 @@ from vlmoe_core.errors import DataError
 from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.model.encoder import Encoder
 from vlmoe_core.model.layout import Layout, build_layout
-from vlmoe_core.model.relative import Relative, RelativeBias, relate, resize_relative, spline_weights
+from vlmoe_core.model.relative import Relative, RelativeBias, relate, resize_distances, resize_relative, spline_weights
 
 CONFIG = config_of(positions="relative", max_text_length=9)
 FEW_PATCHES = config_of(positions="relative", max_text_length=9, image_size=8)
@@ -138,9 +138,6 @@ def grown(config: ModelConfig, **values: Any) -> ModelConfig:
 def test_equal_sizes_change_nothing() -> None:
     table = torch.randn(CONFIG.relative_rows, 3)
     assert torch.equal(resize_relative(table, 4, 4, 9, 9), table)
-    assert torch.equal(resize_relative(table, 4, 4, 9), table)
-    images = table[: CONFIG.image_distances]
-    assert torch.equal(resize_relative(images, 4, 4), images)
 
 
 @pytest.mark.parametrize(("longest", "size"), [(12, 16), (5, 16), (9, 24), (9, 12), (12, 4)])
@@ -168,14 +165,13 @@ def test_rows_that_both_sizes_have_stay(longest: int, size: int) -> None:
 def test_distances_are_interpolated_as_beits_finetuning_does() -> None:
     """Figures of FITPACK's bicubic spline (scipy 1.17, RectBivariateSpline) at the places that BEiT's script takes."""
     plane = torch.tensor([[(7 * i * i + 3 * j + i * j) % 11 for j in range(7)] for i in range(7)], dtype=torch.float64)
-    table = torch.cat([plane.flatten(), torch.zeros(3)])[:, None]
-    larger = resize_relative(table, 4, 6)[:121].view(11, 11)
+    larger = resize_distances(plane.reshape(-1, 1), 4, 6).view(11, 11)
     first = [0, 2.368142714, 2.990891575, 3.272235118, 6, 9, 1, 0.977769944, 7.509112347, 11.381837213, 7]
     column = [3.272235118, 4.172370469, 1.839204265, -0.735091642, 0.5916661, 6.679780138]
     column += [8.676691502, 7.610436228, 5.93903536, 5.624340899, 7.458820055]
     torch.testing.assert_close(larger[0], torch.tensor(first, dtype=torch.float64), rtol=0, atol=1e-8)
     torch.testing.assert_close(larger[:, 3], torch.tensor(column, dtype=torch.float64), rtol=0, atol=1e-8)
-    smaller = resize_relative(table, 4, 3)[:25].view(5, 5)
+    smaller = resize_distances(plane.reshape(-1, 1), 4, 3).view(5, 5)
     second = torch.tensor([0.008719888, 5, 10, 4, 8.94367197], dtype=torch.float64)
     torch.testing.assert_close(smaller[1], second, rtol=0, atol=1e-8)
 
@@ -195,8 +191,7 @@ def test_a_larger_image_keeps_the_sense_of_a_smooth_bias() -> None:
     old, new = config_of(image_size=56, patch_size=4), config_of(image_size=96, patch_size=4)
     side = torch.arange(1 - old.grid, old.grid, dtype=torch.float64)
     plane = torch.exp(-(side[:, None] ** 2 + side**2).sqrt() / 4)
-    table = torch.cat([plane.flatten(), torch.zeros(3)])[:, None]
-    got = resize_relative(table, old.grid, new.grid)[:-3].view(2 * new.grid - 1, -1)
+    got = resize_distances(plane.reshape(-1, 1), old.grid, new.grid).view(2 * new.grid - 1, -1)
     centre = new.grid - 1
     assert got[centre, centre].item() == pytest.approx(1)
     assert (got[centre, centre:].diff() < 1e-3).all()

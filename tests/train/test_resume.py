@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.hub.runs_support import model_folder
 from tests.train.support import (
     Blow,
     Child,
@@ -18,7 +19,6 @@ from tests.train.support import (
     train,
 )
 from vlmoe_core.checkpoint.layout import list_checkpoints, step_of
-from vlmoe_core.checkpoint.publish import publish_model
 from vlmoe_core.checkpoint.read import read_checkpoint
 from vlmoe_core.errors import CheckpointError, RecipeError, UsageError
 from vlmoe_core.train.reporter import Reporter
@@ -183,7 +183,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
 def test_a_run_goes_on_from_a_checkpoint_without_its_run(tmp_path: Path, straight: Path) -> None:
     earlier = list_checkpoints(straight)[0]
     assert (step_of(earlier) or LAST) < LAST
-    alone = publish_model(earlier, tmp_path / "model", with_optimizer=True)
+    alone = model_folder(earlier, tmp_path / "model", with_optimizer=True)
     train(tiny(tmp_path), tmp_path / "run", resume=str(alone))
     ours, theirs = (read_checkpoint(list_checkpoints(run)[-1]) for run in (tmp_path / "run", straight))
     assert ours.state.step == LAST
@@ -203,7 +203,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path, straight: Pat
 
 
 def test_a_model_without_its_optimiser_is_no_checkpoint_to_go_on_from(tmp_path: Path, straight: Path) -> None:
-    model = publish_model(straight / "checkpoints" / "step-00000006", tmp_path / "model")
+    model = model_folder(straight / "checkpoints" / "step-00000006", tmp_path / "model")
     with pytest.raises(UsageError, match=r"without its optimiser.*--model"):
         train(tiny(tmp_path), tmp_path / "run", resume=str(model))
 

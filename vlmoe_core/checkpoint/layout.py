@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from vlmoe_core.checkpoint.files import PARTIAL, REMOVED, remove_folder
+from vlmoe_core.hf import cached_spec
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -35,7 +36,11 @@ def step_of(folder: Path) -> int | None:
 
 
 def name_of(model: Path) -> str:
-    """What a model is called in what is published: run/checkpoints/step-00000100, or its folder's own name."""
+    """What a model is called in what is published: run/checkpoints/step-00000100, its folder's own name, or its name on
+    the Hub where it was fetched from there.
+    """
+    if (spec := cached_spec(model)) is not None:
+        return spec
     parts = model.resolve().parts
     return "/".join(parts[-3:]) if step_of(model) is not None else parts[-1]
 

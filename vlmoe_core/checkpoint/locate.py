@@ -5,7 +5,7 @@ from pathlib import Path
 from vlmoe_core.checkpoint.layout import LEFTOVER_NAME, MANIFEST, STEP_NAME, list_checkpoints, steps_in
 from vlmoe_core.checkpoint.manifest import read_manifest
 from vlmoe_core.errors import CheckpointError, HubError, UsageError
-from vlmoe_core.hf import Address, fetch_folder, is_hub
+from vlmoe_core.hf import Address, fetch_folder, first_file, is_hub
 
 
 def resolve(path: Path) -> Path:
@@ -46,12 +46,9 @@ def fetch_model(spec: str) -> Path:
         HubError: the Hub does not give it, or the repository holds no model of this package.
     """
     address = Address.parse(spec)
-    try:
-        listed = fetch_folder(spec, [MANIFEST])
-    except HubError as error:
-        raise HubError(
-            f"{error}. A model folder of vlmoe has a {MANIFEST}; other weights come in by vlmoe import"
-        ) from error
+    manifest = first_file(spec, [MANIFEST])
+    if manifest is None:
+        raise HubError(f"{address} holds no model of vlmoe (no {MANIFEST}); other weights come in by vlmoe import")
     # Both fetches at one commit, though somebody may push between them.
-    at_commit = str(Address(address.repo, listed.name))
-    return fetch_folder(at_commit, [MANIFEST, *read_manifest(listed).files])
+    at_commit = str(Address(address.repo, manifest.parent.name))
+    return fetch_folder(at_commit, [MANIFEST, *read_manifest(manifest.parent).files])

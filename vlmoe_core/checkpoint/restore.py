@@ -15,7 +15,7 @@ SHOWN = 8
 def load_model_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy tensors into a module's parameters and persistent buffers, reading each once, and expert by expert.
 
-    Numbers of a type that the module's type holds exactly (bfloat16 in float32) are taken over as they are.
+    Floating-point numbers that the module's type holds exactly (bfloat16 in float32) are taken over as they are.
 
     Raises:
         CheckpointError: names are missing or too many, a shape or type differs, or the module ties tensors that differ
@@ -43,12 +43,18 @@ def _fill(target: Tensor, tensors: Mapping[str, Tensor], name: str, first: str) 
     """
     for number, found in pieces(tensors, name):
         place = target if number is None else target[number]
-        if torch.promote_types(found.dtype, place.dtype) != place.dtype:
+        if not _holds(place.dtype, found.dtype):
             return f"{name} is {_kind(found)}, the model wants {_kind(place)}"
         if first != name and not _same_bits(place, found.to(place.dtype)):
             raise CheckpointError(f"the model ties '{name}' to '{first}', but their values differ in the checkpoint")
         place.copy_(found)
     return None
+
+
+def _holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
+    """Whether each number of one type is one of the other: the same type, or a shorter floating-point one."""
+    shorter = narrow.is_floating_point and torch.promote_types(narrow, wide) == wide
+    return narrow == wide or shorter
 
 
 def named_optimizer_state(

@@ -37,17 +37,23 @@ def write_tensors(folder: Path, stem: str, tensors: Mapping[str, Tensor], max_sh
     """
     split = split_experts(tensors)
     stored, tied = separate_tied(split)
+    weight_map = write_shards(folder, stem, stored, max_shard_bytes)
+    metadata: dict[str, object] = {"total_size": sum(tensor.nbytes for tensor in stored.values()), "tied": tied}
+    if isinstance(tensors, QuantisedTensors):
+        metadata["quantised"] = [name for name in split if fused_name(name) in tensors.quantised]
+    index = {"metadata": metadata, "weight_map": weight_map}
+    (folder / index_name(stem)).write_text(dump_json(index), encoding="utf-8")
+
+
+def write_shards(folder: Path, stem: str, stored: Mapping[str, Tensor], max_shard_bytes: int) -> dict[str, str]:
+    """Write tensors, none of them tied, under their names. Returns which shard holds which; errors likewise."""
     plan = plan_shards({name: tensor.nbytes for name, tensor in stored.items()}, max_shard_bytes)
     weight_map: dict[str, str] = {}
     for number, names in enumerate(plan, start=1):
         shard = shard_name(stem, number, len(plan))
         write_shard(folder / shard, {name: stored[name] for name in names})
         weight_map |= dict.fromkeys(names, shard)
-    metadata: dict[str, object] = {"total_size": sum(tensor.nbytes for tensor in stored.values()), "tied": tied}
-    if isinstance(tensors, QuantisedTensors):
-        metadata["quantised"] = [name for name in split if fused_name(name) in tensors.quantised]
-    index = {"metadata": metadata, "weight_map": weight_map}
-    (folder / index_name(stem)).write_text(dump_json(index), encoding="utf-8")
+    return weight_map
 
 
 def separate_tied(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -39,6 +39,9 @@ class StoredTensors(Mapping[str, Tensor]):
 
     A quantised tensor is given as float32, its scales are not among the names. Opening reads the index and all headers.
     `infos` describes the keys on disk: experts split, ties left out, int8 and scales as they are.
+
+    One shard is open at a time. A file that is read is mapped, and counts as memory until it is closed: with all of
+    them open, reading a model takes its size a second time.
     """
 
     def __init__(self, folder: Path, stem: str):
@@ -50,7 +53,7 @@ class StoredTensors(Mapping[str, Tensor]):
         self._folder = folder
         self._shard_of, self._tied, self._quantised = _read_index(folder / index_name(stem))
         _check_shards(folder, stem, set(self._shard_of.values()))
-        self._shards = {name: _open_shard(folder / name) for name in sorted(set(self._shard_of.values()))}
+        self._open: tuple[str, Any] | None = None
         self.infos = self._read_infos()
         scales = {scale_name(name) for name in self._quantised}
         self._parts = group_experts(name for name in (*self._shard_of, *self._tied) if name not in scales)
@@ -112,18 +115,26 @@ class StoredTensors(Mapping[str, Tensor]):
         key = self._tied.get(part, part)
         shard = self._shard_of[key]
         try:
-            tensor: Tensor = self._shards[shard].get_tensor(key)
+            tensor: Tensor = self._shard(shard).get_tensor(key)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"'{key}' can't be read from {self._folder / shard}: {error}") from error
         return tensor
+
+    def _shard(self, name: str) -> Any:
+        """The open file of a shard; the one before is closed."""
+        if self._open is None or self._open[0] != name:
+            self._open = None
+            self._open = name, _open_shard(self._folder / name)
+        return self._open[1]
 
     def _info(self, part: str) -> TensorInfo:
         return self.infos[self._tied.get(part, part)]
 
     def _read_infos(self) -> dict[str, TensorInfo]:
         infos: dict[str, TensorInfo] = {}
-        for shard in self._shards:
+        for shard in sorted(set(self._shard_of.values())):
             path = self._folder / shard
+            self._shard(shard)  # the library checks the whole header
             found = _read_header(path)
             expected = {key for key, place in self._shard_of.items() if place == shard}
             for key in sorted(expected - set(found)):

@@ -85,7 +85,9 @@ def write_model(
 
 
 def refuse_filled(folder: Path) -> None:
-    """Raise UsageError for a folder that holds files already."""
+    """Raise UsageError for a folder that holds files already, or that has no name to be written beside."""
+    if not folder.name:
+        raise UsageError(f"--out {folder}: name a folder, which is made")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is there already and not empty; choose another folder with --out")
 

@@ -1,5 +1,6 @@
 """Pushes checkpoints while the run trains on, in a thread of its own."""
 
+import shlex
 import threading
 from collections.abc import Callable, Set
 from dataclasses import replace
@@ -12,6 +13,8 @@ from vlmoe_core.hub.contents import Contents
 from vlmoe_core.hub.push import PushRequest, push
 
 Say = Callable[[str], None]
+QUIET = 2.0
+"""Seconds of waiting of which nobody is told."""
 
 
 class BackgroundPush:
@@ -68,7 +71,10 @@ class BackgroundPush:
             self._changed.notify_all()
         if self._thread is None:
             return True
-        self._thread.join(timeout)
+        self._thread.join(min(timeout, QUIET))
+        if timeout > QUIET and self._thread.is_alive():
+            self.note(f"waiting up to {timeout:.0f} s until the last push is through")
+            self._thread.join(timeout - QUIET)
         with self._changed:
             left = self._pushing or self._waiting or self._failed
             if left is None:
@@ -113,13 +119,8 @@ class BackgroundPush:
         return replace(self.request, message=f"{self.request.message}, {_name(path)}")
 
     def _command(self, path: Path) -> str:
-        request = self.request
-        words = ["vlmoe push", str(path.parent.parent), "--to", request.repo]
-        words += [] if request.private else ["--public"]
-        words += ["--revision", request.revision] if request.revision else []
-        words += ["--pr"] if request.create_pr else []
-        words += ["--with-optimizer"] if self.contents.with_optimizer else []
-        return " ".join(words)
+        further = ["--with-optimizer"] if self.contents.with_optimizer else []
+        return shlex.join(["vlmoe", "push", str(path.parent.parent), *self.request.words, *further])
 
 
 def _name(path: Path | None) -> str:

@@ -264,31 +264,32 @@ def _held_out(folder: CardFolder) -> list[Table]:
     if last is None:
         return []
     first = next(line for line in folder.metrics if line["split"] == "eval")
-    losses = [name for name in last if name.startswith(("loss/", "metric/"))]
-    rows = tuple((_loss_name(name), *(_figure(cell) for cell in _losses(name, last, first))) for name in losses)
+    names = [name for name in last if name.startswith(("loss/", "metric/"))]
+    parts = [name for name in names if name.startswith("metric/") and f"metric/{name.split('/')[1]}" not in last]
+    rows = {name: _held_out_row(name, last, first) for name in names}
     before = f"step {first['step']:,}"
     own = "before the export" if folder.was_changed else "this model"
     limit = folder.run.train.eval_examples if folder.run is not None else 0
-    title = f"Held-out losses in nats at step {last['step']:,}, at most {limit:,} examples of each stream"
-    return [_without_empty(Table(title, ("", own, before, "unigram baseline"), rows))]
+    what = "losses in nats" if len(names) == sum(name.startswith("loss/") for name in names) else "losses and metrics"
+    title = f"Held-out {what} at step {last['step']:,}, at most {limit:,} examples of each stream"
+    shown, folded = (tuple(rows[n] for n in names if (n in parts) == hidden) for hidden in (False, True))
+    return [_without_empty(Table(title, ("", own, before, "unigram baseline"), shown, folded))]
 
 
-def _losses(name: str, last: Line, first: Line) -> tuple[Any, Any, Any]:
+def _held_out_row(name: str, last: Line, first: Line) -> Row:
+    digits = 3 if name.startswith("loss/") else 1
     baseline = first.get(name.replace("loss/", "baseline/", 1)) if name.startswith("loss/") else None
-    return last[name], first.get(name) if first is not last else None, baseline
+    before = first.get(name) if first is not last else None
+    return _loss_name(name), *(_value(value, None, digits) for value in (last[name], before, baseline))
 
 
 def _loss_name(name: str) -> str:
     kind, _, part = name.partition("/")
-    return f"{part}, percent" if kind == "metric" else PARTS.get(part, part)
-
-
-def _figure(value: Any) -> str:
-    return "" if value is None else f"{value:.3f}"
+    return f"{part}, percent" if kind == "metric" else PARTS.get(part, f"loss of {part}")
 
 
 def _without_empty(table: Table) -> Table:
     """Without columns that say nothing."""
     kept = [n for n in range(len(table.head)) if n == 0 or any(row[n] for row in table.rows)]
-    rows = tuple(tuple(row[n] for n in kept) for row in table.rows)
-    return Table(table.title, tuple(table.head[n] for n in kept), rows, note=table.note)
+    rows, folded = (tuple(tuple(row[n] for n in kept) for row in part) for part in (table.rows, table.folded))
+    return Table(table.title, tuple(table.head[n] for n in kept), rows, folded, table.note)

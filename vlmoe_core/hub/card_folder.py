@@ -46,13 +46,19 @@ class CardFolder:
     """Those whose files go along."""
 
     @classmethod
-    def open(cls, folder: Path, beside: Sequence[Path] = ()) -> "CardFolder":
-        """The places of a run, a checkpoint, a model folder or an export; `beside`: where else its files lie.
+    def open(cls, folder: Path, beside: Sequence[Path] = (), along: Sequence[Path] = ()) -> "CardFolder":
+        """The places of a run, a checkpoint, a model folder or an export.
 
-        Raises UsageError where there is no recipe.
+        Args:
+            folder: any of these.
+            beside: where else its files lie.
+            along: likewise, and what they hold is published too.
+
+        Raises:
+            UsageError: there is no recipe.
         """
-        own = _with_run(folder)
-        places = [*own, *(place for one in beside for place in _with_run(one))]
+        own = [*_with_run(folder), *along]
+        places = [*own, *(place for one in beside if one not in own for place in _with_run(one))]
         found = cls(tuple(dict.fromkeys(places)), tuple(own))
         if found.find(RECIPE) is None:
             raise UsageError(f"{folder} has no {RECIPE}, so nothing is known for a card; give a run or a model folder")

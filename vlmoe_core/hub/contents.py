@@ -5,6 +5,7 @@ pushed; the run's metrics, environment and report lie beside them.
 """
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,22 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from vlmoe_core.checkpoint.files import listed_files
-from vlmoe_core.checkpoint.layout import MANIFEST, OPTIMIZER, RECIPE, STATE, list_checkpoints, step_folder
+from vlmoe_core.checkpoint.layout import MANIFEST, MODEL, OPTIMIZER, RECIPE, STATE, list_checkpoints, step_folder
 from vlmoe_core.checkpoint.locate import resolve
 from vlmoe_core.checkpoint.manifest import Manifest, read_manifest, write_records
 from vlmoe_core.checkpoint.read import read_checkpoint
 from vlmoe_core.checkpoint.state import read_state
-from vlmoe_core.errors import UsageError
-from vlmoe_core.hub.card import CARD, GENERATED, PLACEHOLDER, build_card
+from vlmoe_core.errors import CheckpointError, UsageError
+from vlmoe_core.hub.card import CARD, GENERATED, PLACEHOLDER, build_card, license_in, somebody_wrote
+from vlmoe_core.hub.card_folder import ENVIRONMENT, METRICS, REPORT
+from vlmoe_core.hub.card_receipts import EXPORTED
 from vlmoe_core.hub.results import eval_results_files
 from vlmoe_core.train.results import FOLDER as RESULTS
 from vlmoe_core.train.results import read_results
 
-METRICS = "metrics.jsonl"
-REPORT = "report"
-PAGE = "report/routing.html"
-BESIDE = ("environment.json", CARD, f"{RESULTS}/*")
-"""What goes along from a run folder, beside model, metrics and report."""
+PAGE = f"{REPORT}/routing.html"
+TITLE = re.compile(r"^# .*$", re.MULTILINE)
 NEVER = (".git", ".cache", "__pycache__", ".DS_Store")
 LEFTOVERS = ("*.partial", "*.removed", "*.tmp")
 
@@ -62,13 +62,16 @@ class PushFile:
         return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
 
 
-def plan_push(folder: Path, contents: Contents = Contents(), repo: str = PLACEHOLDER) -> list[PushFile]:
+def plan_push(
+    folder: Path, contents: Contents = Contents(), repo: str = PLACEHOLDER, there: Path | None = None
+) -> list[PushFile]:
     """The files that a push of `folder` sends, sorted by path, card and results among them. Reads no tensor.
 
     Args:
-        folder: a run (its newest checkpoint), a checkpoint of a run, a model folder, or any folder with an export.
+        folder: a run (its newest checkpoint), a checkpoint of a run, a model folder, or an export.
         contents: what is taken along.
         repo: ORG/NAME, which the card names.
+        there: what the repository holds already, as `published` says; None: nothing, or nobody asked.
 
     Raises:
         UsageError: there is nothing to push, or `contents` asks for what the folder does not have.
@@ -76,38 +79,56 @@ def plan_push(folder: Path, contents: Contents = Contents(), repo: str = PLACEHO
     """
     checkpoint = model_in(folder, contents.best)
     if checkpoint is None:
-        found = _everything(folder)
-        if CARD in found:
-            found[CARD] = _naming(folder / CARD, repo)
+        found = _export_files(folder, repo)
     else:
         run = _run_of(checkpoint)
         beside = _everything(checkpoint) if run is None else _run_files(run, contents.with_images)
         found = {**beside, **_model_files(checkpoint, contents.with_optimizer)}
-        found |= described(checkpoint, run or checkpoint, repo, contents.license)
-    if not found:
-        raise UsageError(f"{folder} is empty; give a run, a checkpoint, a model folder or an export")
+        found.pop(CARD, None)
+        found |= described(checkpoint, run or checkpoint, repo, contents.license, there)
     return [PushFile(path, found[path]) for path in sorted(found)]
 
 
-def described(checkpoint: Path, home: Path, repo: str, license: str | None = None) -> dict[str, Path | bytes]:
-    """Card and results of a model as they are published; a README.md that somebody wrote stays as it is.
+def described(
+    checkpoint: Path, home: Path, repo: str, license: str | None = None, there: Path | None = None
+) -> dict[str, Path | bytes]:
+    """Card and results of a model as they are published. A README.md that somebody wrote stays, here and there.
 
     Args:
         checkpoint: the model.
         home: the run or model folder that holds its results, and its card if there is one.
         repo: ORG/NAME, which the card names.
-        license: as in `Contents`.
+        license: as in `Contents`; None: the one that the card there names.
+        there: what the repository holds already. Its results count if they are of the same weights.
     """
+    same = there if there is not None and same_weights(there, checkpoint) else None
+    places = [same, home] if same is not None else [home]
     found: dict[str, Path | bytes] = {
-        path.relative_to(home).as_posix(): path for path in home.glob(f"{RESULTS}/*.json")
+        path.relative_to(place).as_posix(): path for place in places for path in place.glob(f"{RESULTS}/*.json")
     }
-    files = eval_results_files(read_results(home), read_state(checkpoint / STATE).step)
+    results = [one for place in places for one in read_results(place)]
+    files = eval_results_files(results, read_state(checkpoint / STATE).step)
     found |= {path: text.encode() for path, text in files.items()}
-    own = home / CARD
-    if own.is_file() and GENERATED not in own.read_text(encoding="utf-8", errors="replace"):
-        return {**found, CARD: own}
-    card = build_card(checkpoint, repo=repo, beside=(home,), license=license)
+    if somebody_wrote(home / CARD):
+        return {**found, CARD: home / CARD}
+    if there is not None and somebody_wrote(there / CARD):
+        return found
+    license = license or (license_in(there / CARD) if there is not None else None)
+    card = build_card(checkpoint, repo=repo, along=places[::-1], license=license)
     return {**found, CARD: card.encode()}
+
+
+def same_weights(there: Path, checkpoint: Path) -> bool:
+    """Whether two folders hold the same weights, as their manifests say."""
+    try:
+        return (there / MANIFEST).is_file() and _weights(there) == _weights(checkpoint)
+    except CheckpointError:
+        return False
+
+
+def _weights(folder: Path) -> dict[str, str]:
+    files = read_manifest(folder).files
+    return {name: record.sha256 for name, record in files.items() if fnmatch(name, f"{MODEL}-*.safetensors")}
 
 
 def model_in(folder: Path, best: bool = False) -> Path | None:
@@ -156,8 +177,11 @@ def _manifest(manifest: Manifest) -> bytes:
 
 
 def _run_files(run: Path, with_images: bool) -> dict[str, Path | bytes]:
-    """What goes along from a run folder. Metrics are taken as they stand: a run may be adding lines."""
-    files = {n: path for n, path in _everything(run).items() if any(fnmatch(n, pattern) for pattern in BESIDE)}
+    """What goes along from a run folder, beside card and results.
+
+    Nothing else is looked at: a run that goes on adds lines to its metrics and removes checkpoints.
+    """
+    files: dict[str, Path | bytes] = {ENVIRONMENT: run / ENVIRONMENT} if (run / ENVIRONMENT).is_file() else {}
     if (run / METRICS).is_file():
         files[METRICS] = _whole_lines(run / METRICS)
     return files | report_files(run / REPORT, with_images)
@@ -169,10 +193,24 @@ def _everything(folder: Path) -> dict[str, Path | bytes]:
     return {name: folder / name for name in names if not _is_optimizer(name)}
 
 
+def _export_files(folder: Path, repo: str) -> dict[str, Path | bytes]:
+    """All of an export. Raises UsageError for a folder that is none, in which anything may lie."""
+    if not (folder / EXPORTED).is_file():
+        raise UsageError(
+            f"{folder} is no run, checkpoint, model folder or export of vlmoe; 'hf upload' sends other folders"
+        )
+    found = _everything(folder)
+    if CARD in found:
+        found[CARD] = _naming(folder / CARD, repo)
+    return found
+
+
 def _naming(card: Path, repo: str) -> Path | bytes:
     """The card of an export, which was generated before anybody knew where it would lie."""
     text = card.read_text(encoding="utf-8", errors="replace")
-    return text.replace(PLACEHOLDER, repo).encode() if GENERATED in text else card
+    if GENERATED not in text:
+        return card
+    return TITLE.sub(f"# {repo.rpartition('/')[2]}", text, count=1).replace(PLACEHOLDER, repo).encode()
 
 
 def _is_junk(name: str) -> bool:

@@ -1,9 +1,10 @@
 """A model as it is published: `VLMoE.from_pretrained`, of a folder or of the Hub."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 from huggingface_hub import PyTorchModelHubMixin
@@ -20,9 +21,11 @@ from vlmoe_core.data.config import DataConfig, StreamName
 from vlmoe_core.data.example import Example
 from vlmoe_core.data.prepare import NothingHidden, build_preparer
 from vlmoe_core.errors import UsageError
-from vlmoe_core.hf import HUB_PREFIX, is_hub
+from vlmoe_core.hf import HUB_PREFIX, Address, is_hub
+from vlmoe_core.hub.card import write_card
 from vlmoe_core.hub.export.native import NativeOptions, write_native
 from vlmoe_core.hub.opened import build_model
+from vlmoe_core.hub.push import MESSAGE, PushRequest, push
 from vlmoe_core.model.encoder import Encoded, Encoder
 from vlmoe_core.recipe.config import ModelRecipe, Recipe
 from vlmoe_core.recipe.load import load_model_recipe
@@ -101,8 +104,57 @@ class VLMoE(
         longest = self.recipe.model.max_text_length
         return DataConfig.model_validate({"train": {}, "max_text": {"text": longest, "pair": longest}})
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        branch: str | None = None,
+        create_pr: bool | None = None,
+        **settings: Any,
+    ) -> str:
+        """Push the model as `vlmoe push` does: a new repository is private unless `private=False`, the card is its own.
+
+        Returns:
+            The page of what was pushed.
+
+        Raises:
+            UsageError: other settings are given, or the repository is public and `private` is not False.
+            HubError: the Hub refuses or can't be reached.
+        """
+        _refuse_settings("push_to_hub", settings)
+        request = PushRequest(repo_id, private is not False, branch, bool(create_pr), commit_message or MESSAGE)
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder) / "model")
+            return push(Path(folder) / "model", request).url
+
     def _save_pretrained(self, save_directory: Path) -> None:
         write_native(self.recipe, self.tokenizers, self.objective, self.origin.step, save_directory, NativeOptions())
+        write_card(save_directory, repo=None)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, revision: str | None = None, **settings: Any
+    ) -> Self:
+        """Open a folder or a repository of the Hub, `ORG/NAME` or `hf-hub:ORG/NAME@REVISION`, in evaluation mode.
+
+        Args:
+            pretrained_model_name_or_path: a run, a checkpoint, a model folder, or the repository.
+            revision: branch, tag or commit of the repository.
+            settings: `map_location`, the device.
+
+        Raises:
+            UsageError: it is not there, or settings are given that environment variables say (token, cache).
+            HubError: the Hub does not give it.
+            CheckpointError, TokenizerError: it is damaged, or does not fit together.
+        """
+        named = str(pretrained_model_name_or_path)
+        if is_hub(named):
+            address = Address.parse(named)
+            named, revision = address.repo, revision or address.revision
+        model: Self = super().from_pretrained(named, revision=revision, **settings)
+        return model
 
     @classmethod
     def _from_pretrained(
@@ -114,9 +166,7 @@ class VLMoE(
         **settings: Any,
     ) -> Self:
         """Called by `from_pretrained`. Raises UsageError for what its environment variables say (token, cache)."""
-        if given := [name for name, value in settings.items() if value]:
-            said = ", ".join(given)
-            raise UsageError(f"from_pretrained takes no {said} here: set HF_TOKEN, HF_HOME or HF_HUB_OFFLINE instead")
+        _refuse_settings("from_pretrained", settings)
         return cls.open(_named(model_id, revision)).to(map_location).eval()
 
     @classmethod
@@ -133,6 +183,12 @@ class VLMoE(
         objective = build_model(recipe, tokenizers)
         load_model_state(objective, checkpoint.model)
         return cls(recipe, tokenizers, objective, Origin(checkpoint.path, checkpoint.state.step))
+
+
+def _refuse_settings(function: str, settings: Mapping[str, Any]) -> None:
+    """Raises UsageError for settings of huggingface_hub that environment variables say here."""
+    if given := ", ".join(name for name, value in settings.items() if value):
+        raise UsageError(f"{function} takes no {given} here: set HF_TOKEN, HF_HOME or HF_HUB_OFFLINE instead")
 
 
 def _named(model: str, revision: str | None) -> Path:

@@ -5,22 +5,28 @@ arrived is known by its SHA-256 and not sent again. A push of what is there alre
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlmoe_core.checkpoint.layout import MODEL, OPTIMIZER, TOKENIZERS
+from vlmoe_core.checkpoint.layout import MANIFEST, MODEL, OPTIMIZER, TOKENIZERS
 from vlmoe_core.checkpoint.read import read_checkpoint
 from vlmoe_core.errors import UsageError
 from vlmoe_core.hf import Address, hub_errors, quiet
-from vlmoe_core.hub.contents import Contents, PushFile, model_in, plan_push
+from vlmoe_core.hub.contents import Contents, PushFile, model_in, plan_push, same_weights
+from vlmoe_core.hub.results import FOLDER as EVAL_RESULTS
+from vlmoe_core.hub.there import published
+from vlmoe_core.train.results import FOLDER as RESULTS
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
+MESSAGE = "Upload with vlmoe"
 REPLACED = (f"{MODEL}-*.safetensors", f"{OPTIMIZER}-*", f"{OPTIMIZER}.*", f"{TOKENIZERS}/*")
 """A pushed model takes the place of the one before it: files of these names that it lacks are deleted."""
+MEASURED = (f"{RESULTS}/*.json", f"{EVAL_RESULTS}/*")
+"""And these, where its weights are others: they would be taken for its own."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class PushRequest:
     """Branch, created if it is not there, or `refs/pr/N`; None: the default branch."""
     create_pr: bool = False
     """Open a pull request; one of the same author and message that is still open is continued."""
-    message: str = "Upload with vlmoe"
+    message: str = MESSAGE
     """Title of the commit and of the pull request."""
 
     def __post_init__(self) -> None:
@@ -48,6 +54,12 @@ class PushRequest:
             raise UsageError("a commit needs a message; leave --message away for the usual one")
         Address(address.repo, self.revision)
         object.__setattr__(self, "repo", address.repo)
+
+    @property
+    def words(self) -> list[str]:
+        """The request as `vlmoe push DIR` takes it."""
+        revision = ["--revision", self.revision] if self.revision else []
+        return ["--to", self.repo, *([] if self.private else ["--public"]), *revision, *(["--pr"] * self.create_pr)]
 
 
 @dataclass(frozen=True)
@@ -76,11 +88,14 @@ def push(folder: Path, request: PushRequest, contents: Contents = Contents(), ba
         UsageError: nothing to push, or the request does not fit the repository.
         CheckpointError: the checkpoint is damaged; every byte is checked before one is sent.
     """
-    files = plan_push(folder, contents, request.repo)
     model = model_in(folder, contents.best)
-    if model is not None:
-        read_checkpoint(model, verify="sha256")
-    return send(files, request, REPLACED if model is not None else (), bars)
+    if model is None:
+        return send(plan_push(folder, contents, request.repo), request, bars=bars)
+    read_checkpoint(model, verify="sha256")
+    there = published(request.repo, request.revision)
+    files = plan_push(model, replace(contents, best=False), request.repo, there)
+    is_other = there is not None and (there / MANIFEST).is_file() and not same_weights(there, model)
+    return send(files, request, (*REPLACED, *MEASURED) if is_other else REPLACED, bars)
 
 
 def send(files: Sequence[PushFile], request: PushRequest, replaced: Sequence[str] = (), bars: bool = False) -> Pushed:
@@ -108,6 +123,8 @@ def send(files: Sequence[PushFile], request: PushRequest, replaced: Sequence[str
             commit_message=request.message,
             revision=ref,
             create_pr=request.create_pr and ref is None,
+            # What is deleted follows from what is there: a push of somebody else in between is refused.
+            parent_commit=before if replaced else None,
         )
     where = done.pr_url or _page(api, request.repo, ref)
     return Pushed(where, done.oid, len(files), sum(file.size for file in files), done.oid != before, private)

@@ -110,9 +110,7 @@ def _fit(row_LL: Tensor, length: int) -> Tensor:
     return F.pad(row_LL, (0, more, 0, more))
 
 
-def resize_relative(
-    table_RH: Tensor, old_grid: int, new_grid: int, old_text: int | None = None, new_text: int | None = None
-) -> Tensor:
+def resize_relative(table_RH: Tensor, old_grid: int, new_grid: int, old_text: int, new_text: int) -> Tensor:
     """Bring a relative table to another number of patches or another length of texts.
 
     Distances of patches as BEiT's finetuning has them: the old ones are taken to lie further apart the larger they are,
@@ -120,25 +118,23 @@ def resize_relative(
     Distances of words are cut, or go on with the value of the furthest one; all other rows stay.
 
     Args:
-        table_RH: (R, H) as the head of this file describes it; or of images alone, with BEiT's first I rows.
+        table_RH: (R, H) as the head of this file describes it.
         old_grid: the old number of patches along a side.
         new_grid: the new one.
-        old_text: the old `max_text_length`; null: the table is of images alone.
-        new_text: the new one; null: as before.
+        old_text: the old `max_text_length`.
+        new_text: the new one.
 
     Returns:
         (new R, H).
     """
     patches = (2 * old_grid - 1) ** 2
-    parts = [resize_distances(table_RH[:patches], old_grid, new_grid), table_RH[patches : patches + 3]]
-    if old_text is not None:
-        parts += [table_RH[patches + 3 : patches + 5], _resize_words(table_RH[patches + 5 :], old_text, new_text)]
-    return torch.cat(parts)
+    near_RH, between_RH, words_RH = table_RH[:patches], table_RH[patches : patches + 5], table_RH[patches + 5 :]
+    resized_RH = resize_distances(near_RH, old_grid, new_grid)
+    return torch.cat([resized_RH, between_RH, _resize_words(words_RH, old_text, new_text)])
 
 
-def _resize_words(text_RH: Tensor, old: int, new: int | None) -> Tensor:
+def _resize_words(text_RH: Tensor, old: int, new: int) -> Tensor:
     """The distances from 2 - old to old - 2, for 2 - new to new - 2; the rows of [CLS] stay."""
-    new = old if new is None else new
     distance = torch.arange(2 - new, new - 1, device=text_RH.device).clamp(2 - old, old - 2)
     return torch.cat([text_RH[distance + old - 2], text_RH[-3:]])
 

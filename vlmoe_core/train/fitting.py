@@ -73,6 +73,15 @@ def obtain_tokenizers(recipe: Recipe, folder: Path, reporter: Reporter, given: G
     return read_tokenizers(recipe, folder)
 
 
+def take_tokenizers(source: Path, folder: Path) -> None:
+    """Copy the tokenizers of a checkpoint into the folder of a run that goes on from it elsewhere."""
+    fresh = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(source, fresh)
+    sync_tree(fresh)
+    rename(fresh, folder)
+
+
 def read_tokenizers(recipe: ModelRecipe, folder: Path) -> Tokenizers:
     """Both tokenizers as they were written. Raises TokenizerError where they don't fit the recipe."""
     visual = load_visual_tokenizer(folder / "visual") if (folder / "visual").exists() else None

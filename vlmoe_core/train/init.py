@@ -14,6 +14,7 @@ from vlmoe_core.checkpoint.locate import resolve
 from vlmoe_core.checkpoint.read import Checkpoint, read_checkpoint
 from vlmoe_core.checkpoint.stored import pieces, shape_of
 from vlmoe_core.errors import CheckpointError, RecipeError, UsageError
+from vlmoe_core.hf import shown
 from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.model.embeddings import resize_positions
 from vlmoe_core.model.relative import resize_relative
@@ -169,8 +170,8 @@ def start_from(objective: nn.Module, start: Start, recipe: Recipe, labels: Label
     """Copy the weights of `start` into an objective.
 
     Image positions of another resolution are interpolated, text positions of another length cut or extended (those of
-    relative tables likewise), heads
-    of another task or objective, of other labels, codes or shape left as they were initialised.
+    relative tables likewise), heads of another task or objective, of other labels, codes or shape left as they were
+    initialised.
 
     Returns:
         A line for each thing that was not copied as it is.
@@ -190,8 +191,8 @@ def start_from(objective: nn.Module, start: Start, recipe: Recipe, labels: Label
             _copy(targets[name], found, name)
     fresh = sorted({_part(name) for name in targets if name not in wanted})
     left = sorted({_part(name) for name in found if name not in targets or name not in wanted})
-    notes += [f"new, not from {start.checkpoint.path}: {', '.join(fresh)}"] if fresh else []
-    notes += [f"left out of {start.checkpoint.path}: {', '.join(left)}"] if left else []
+    notes += [f"new, not from {shown(start.checkpoint.path)}: {', '.join(fresh)}"] if fresh else []
+    notes += [f"left out of {shown(start.checkpoint.path)}: {', '.join(left)}"] if left else []
     return notes
 
 
@@ -202,10 +203,11 @@ def _copy(target: Tensor, found: Mapping[str, Tensor], name: str) -> None:
 
 def _kept_heads(start: Start, recipe: Recipe, labels: Labels) -> Callable[[str], bool]:
     """Which heads mean the same in both models: all of one task with one list of labels; those of one objective, that
-    of the visual codes only with one visual tokenizer; contrast always."""
+    of the visual codes only with one visual tokenizer; contrast always. What came along with an encoder whose recipe
+    names neither may mean anything."""
     before = start.recipe
     if not isinstance(before, Recipe):
-        return lambda head: True  # whatever came along with an imported encoder
+        return lambda head: head == CONTRAST
     if before.task is not None and recipe.task is not None:
         same = before.task.name == recipe.task.name and start.labels == labels
         return lambda head: same or head == CONTRAST
@@ -275,7 +277,7 @@ def _check_encoder(targets: Mapping[str, Tensor], found: Mapping[str, Tensor], w
     told += [f"not in the recipe's model: {_listed(foreign)}"] if foreign else []
     told += [_listed(misfits)] if misfits else []
     if told:
-        raise CheckpointError(f"{start.checkpoint.path} can't start this recipe; {'; '.join(told)}")
+        raise CheckpointError(f"{shown(start.checkpoint.path)} can't start this recipe; {'; '.join(told)}")
 
 
 def _fits(name: str, found: tuple[int, ...], target: Tensor) -> bool:

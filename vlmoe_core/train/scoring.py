@@ -79,7 +79,7 @@ def ask(trained: Trained, data: str | None, split: str | None, limit: int | None
         on_error: raise or skip; null: as the data says.
     """
     assert trained.recipe.task is not None
-    found = trained.recipe.data if data is None else _data_of(data)
+    found = trained.recipe.data if data is None else data_of(data)
     if on_error is not None:
         if on_error not in ("raise", "skip"):
             raise UsageError(f"--on-error {on_error}: give raise or skip")
@@ -87,7 +87,8 @@ def ask(trained: Trained, data: str | None, split: str | None, limit: int | None
     return Asked(found, choose_split(found, (open_task(trained.recipe.task).stream,), split), limit)
 
 
-def _data_of(recipe: str) -> DataConfig:
+def data_of(recipe: str) -> DataConfig:
+    """The data of a recipe: a file, or a name of the catalogue. Raises UsageError, RecipeError."""
     read = read_recipe(recipe)
     data = read.tree.child("data")
     if data is None:
@@ -119,7 +120,7 @@ def answer_all(trained: Trained, asked: Asked, accelerator: Accelerator, reporte
 
     Raises DataError for a broken example where `data.on_error` is `raise`.
     """
-    recipe = trained.recipe.model_copy(update={"data": _prepared_as(trained.recipe.data, asked.data)})
+    recipe = trained.recipe.model_copy(update={"data": prepared_as(trained.recipe.data, asked.data)})
     assert recipe.task is not None
     task = open_task(recipe.task)
     dataset = whole_dataset(recipe, split_of(asked), trained.tokenizers, asked.limit)
@@ -155,7 +156,7 @@ def _scored(task: Task, records: Sequence[Record], answers: Sequence[Any], split
     return task.score(records, answers) if task.can_score(records) else None
 
 
-def _prepared_as(own: DataConfig, asked: DataConfig) -> DataConfig:
+def prepared_as(own: DataConfig, asked: DataConfig) -> DataConfig:
     """The data that is asked for, its texts cut and padded as the model is used to."""
     return asked.model_copy(update={"max_text": own.max_text, "pad_text_to": own.pad_text_to})
 
@@ -245,7 +246,7 @@ def comparison(task: Task, first: Evaluated, second: Evaluated, other: Trained) 
     found = paired_test(a.values, b.values, a.groups)
     low, high = found.interval
     return {
-        "other": str(other.path),
+        "other": other.name,
         "metric": task.tested,
         "other_percent": b.percent,
         "difference": 100 * found.difference,
@@ -262,7 +263,7 @@ def report(
     assert scores is not None, "only what has a truth is reported"
     return {
         "task": trained.recipe.task.name if trained.recipe.task else "",
-        "model": str(trained.path),
+        "model": trained.name,
         "split": asked.split,
         "n": len(evaluated.records),
         "metrics": scores.percents(),

@@ -21,7 +21,7 @@ from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.recipe.load import LoadedRecipe, dump_recipe
 from vlmoe_core.tasks.task import open_task
 from vlmoe_core.train.build import build_dataset, build_objective, compile_blocks
-from vlmoe_core.train.fitting import Given, Tokenizers, obtain_tokenizers
+from vlmoe_core.train.fitting import Given, Tokenizers, obtain_tokenizers, take_tokenizers
 from vlmoe_core.train.folder import RunFolder, check_same_recipe, start_folder, write_environment
 from vlmoe_core.train.init import open_start, start_from
 from vlmoe_core.train.optim import build_optimizer
@@ -167,6 +167,15 @@ def _where(loaded: LoadedRecipe, options: RunOptions) -> tuple[Path, Checkpoint 
     return run, checkpoint
 
 
+def _check_unfinished(checkpoint: Checkpoint, recipe: Recipe, resume: str) -> None:
+    """Raises UsageError where no step is left that a new run folder could hold."""
+    if checkpoint.state.step >= recipe.train.steps:
+        raise UsageError(
+            f"{resume} stands at step {checkpoint.state.step} of {recipe.train.steps}, so nothing is left to train; "
+            f"start a new run from its weights with --model {resume}"
+        )
+
+
 def _fresh_folder(run: Path, resume: str) -> Path:
     """The run folder for a run whose checkpoint came from elsewhere. Raises UsageError if it holds another run."""
     if RunFolder(run).holds_run:
@@ -187,7 +196,10 @@ def _prepare_folder(path: Path, recipe: Recipe, options: RunOptions, checkpoint:
     if options.resume is None or not folder.holds_run:
         if checkpoint is not None:
             check_same_recipe(checkpoint.path, recipe)
+            _check_unfinished(checkpoint, recipe, str(options.resume))
         start_folder(path, dump_recipe(recipe), options.overwrite)
+        if checkpoint is not None:
+            take_tokenizers(checkpoint.tokenizers, folder.tokenizers)
     else:
         check_same_recipe(path, recipe)
         cut_metrics(folder.metrics, checkpoint.state.metrics_offset if checkpoint else 0)

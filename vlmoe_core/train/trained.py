@@ -12,6 +12,7 @@ from vlmoe_core.checkpoint.read import read_checkpoint
 from vlmoe_core.checkpoint.restore import load_model_state
 from vlmoe_core.data.config import StreamName
 from vlmoe_core.errors import UsageError
+from vlmoe_core.hf import shown
 from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.recipe.load import load_model_recipe, load_recipe
 from vlmoe_core.train.build import build_objective
@@ -35,6 +36,11 @@ class Trained:
     """Its tokenizers."""
     objective: nn.Module
     """Encoder and heads."""
+
+    @property
+    def name(self) -> str:
+        """Its folder as a person knows it; of a model that was fetched its name on the Hub."""
+        return shown(self.path)
 
 
 def load_trained(path: Path) -> Trained:

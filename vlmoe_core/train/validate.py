@@ -249,9 +249,12 @@ def _not_checked(recipe: Recipe, parameters: Parameters, read_data: bool) -> Ite
 
 
 def _fitted(recipe: Recipe) -> list[str]:
-    """The tokenizers that the run will fit."""
-    needed = ["text", "visual"] if recipe.task is None else ["text"] if recipe.init == SCRATCH else []
-    return [name for name in needed if getattr(recipe.tokenizers, name).load is None]
+    """The tokenizers that the run will fit: neither loaded nor taken over from the model that it starts from."""
+    start = open_start(recipe.init)
+    text = start is None
+    visual = recipe.task is None and not (start is not None and start.gives_codes(recipe))
+    needed = {"text": text, "visual": visual}
+    return [name for name, is_needed in needed.items() if is_needed and getattr(recipe.tokenizers, name).load is None]
 
 
 def _open_questions(recipe: Recipe, parameters: Parameters, read_data: bool) -> dict[str, str]:

@@ -59,6 +59,15 @@ def _trained(folder: Path, recipe: Any, labels: Labels) -> Trained:
     return Trained(folder, 0, recipe, None, objective)  # type: ignore[arg-type]
 
 
+def dropping_all(folder: Path) -> Trained:
+    """A model of which every choice in block 0 falls on an expert that was removed."""
+    trained = pretrained(folder, *sparse(kept_experts="{0: [2, 3]}", removed="drop"))
+    for layer in trained.objective.modules():
+        if isinstance(layer, SparseFFN):
+            torch.nn.init.zeros_(layer.router.weight)  # type: ignore[arg-type]  # of equal gates the first two
+    return trained
+
+
 def batch_for(
     trained: Trained, stream: StreamName, lengths: Sequence[int], num_images: int = 1, sentences: bool = False
 ) -> Batch:

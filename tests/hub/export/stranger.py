@@ -31,8 +31,8 @@ def keep(prefix: str, output: Any) -> None:
 def complaint(call: Any, *args: Any, **kwargs: Any) -> str:
     try:
         call(*args, **kwargs)
-    except ValueError as error:
-        return str(error)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
     return "no complaint"
 
 
@@ -75,6 +75,12 @@ def masked(folder: Path, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
             complaint(model, input_ids=longer[:, :3], attention_mask=torch.zeros(1, 3)),
         ],
     }
+
+
+def tampered(folder: Path) -> dict[str, Any]:
+    """Repositories whose config names what their code does not know, or whose header lies."""
+    names = ("field", "router", "header")
+    return {"tampered": [complaint(load, "AutoModelForSequenceClassification", folder / name) for name in names]}
 
 
 def tied(folder: Path, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -146,6 +152,7 @@ def main(folder: Path) -> None:
     inputs = load_file(folder / "inputs.safetensors")
     with torch.no_grad():
         facts = masked(folder, inputs) | tied(folder, inputs) | classes(folder) | texts(folder) | losses(folder, inputs)
+        facts |= tampered(folder)
     facts["imported"] = sorted(n for n in ("vlmoe_core", "pydantic", "torchvision") if sys.modules.get(n) is not None)
     save_file({name: tensor.contiguous().clone() for name, tensor in FOUND.items()}, folder / "found.safetensors")
     print(json.dumps(facts))

@@ -14,17 +14,20 @@ from tests.hub.export.graph_support import (
     assert_same,
     batch_for,
     finetuned,
+    moe,
     pretrained,
     sparse,
     tensors,
 )
 from vlmoe_core.data.config import STREAMS, StreamName
-from vlmoe_core.errors import UsageError
+from vlmoe_core.errors import HubError, UsageError
 from vlmoe_core.hub.export.answers import answers_of
 from vlmoe_core.hub.export.compare import measure
 from vlmoe_core.hub.export.graph import graph_of
-from vlmoe_core.hub.export.program import check_options
 from vlmoe_core.hub.export.reference import answer_natively
+from vlmoe_core.tasks.labels import Labels
+from vlmoe_core.train.build import build_objective
+from vlmoe_core.train.config import StreamCounts
 
 LENGTHS = [5, 9, 2]
 
@@ -73,11 +76,17 @@ def test_retrieval(tmp_path: Path, stream: StreamName) -> None:
         torch.testing.assert_close(found[f"{stream}_vectors"].norm(dim=1), torch.ones(3))
 
 
+POOL = "{shared: {num_experts: 4, layers: [0], top_k: 2, router: bias-balanced}}"
 BEIT3 = ("model.attention=per_modality", "model.norm=per_modality", "model.sub_norm=true", *sparse(experts="loop"))
 VLMO = ("model.norm=per_modality", "model.positions=relative", "model.qkv_bias=qv", "model.text_embed_norm=true")
 
 
-@pytest.mark.parametrize("switches", [BEIT3, VLMO])
+SHARED = ("model.expert_pool=shared", f"model.moe={POOL}", "model.positions=relative_shared")
+COSINE = sparse(router="cosine", shared_expert="true", weights="renormalised", priority="position")
+HASH = sparse(router="hash", noise=0.0, kept_experts="{0: [1, 3]}", removed="next")
+
+
+@pytest.mark.parametrize("switches", [BEIT3, VLMO, SHARED, COSINE, HASH])
 @pytest.mark.parametrize("stream", STREAMS)
 def test_switches(tmp_path: Path, stream: StreamName, switches: tuple[str, ...]) -> None:
     trained = pretrained(tmp_path, *switches)
@@ -127,6 +136,36 @@ def test_differences_and_flips_are_seen(tmp_path: Path) -> None:
     assert measure(wanted, found | {"text_states": states}, batch).max_difference == pytest.approx(9, abs=1e-4)
 
 
+def test_what_is_not_a_number_or_not_there_is_seen(tmp_path: Path) -> None:
+    trained = pretrained(tmp_path, *sparse())
+    batch, graph = batch_for(trained, "text", LENGTHS), graph_of(trained, "text")
+    wanted = answer_natively(trained, "text", batch)
+    found = graph(**tensors(graph, batch))
+    bad = found["text_logits"].clone()
+    bad[1, 0, 0] = float("nan")
+    assert measure(wanted, found | {"text_logits": bad}, batch).max_difference == float("inf")
+    for name in found:
+        less = {other: value for other, value in found.items() if other != name}
+        with pytest.raises(HubError, match=f"answers nothing as {name}"):
+            measure(wanted, less, batch)
+        with pytest.raises(HubError, match=rf"answers \(.*\) as {name}, the model \("):
+            measure(wanted, less | {name: found[name][..., :1]}, batch)
+
+
+@pytest.mark.parametrize(("modality", "stream"), [("vision", "image"), ("text", "text")])
+def test_contrast_with_one_path_has_one_graph(tmp_path: Path, modality: str, stream: StreamName) -> None:
+    pool = f"model.moe={{{modality}: {moe()}}}"
+    size = {name: 4 if name == stream else 0 for name in STREAMS}
+    trained = pretrained(tmp_path, f"model.modality={modality}", "model.vl_layers=0", pool)
+    whole = pretrained(tmp_path, *sparse(), "objective.weights.itc=1.0")
+    batches = trained.recipe.batch.model_copy(update={"size": StreamCounts(**size)})
+    recipe = trained.recipe.model_copy(update={"objective": whole.recipe.objective, "batch": batches})
+    trained = replace(trained, recipe=recipe, objective=build_objective(recipe, None, Labels()).eval())
+    assert list(answers_of(trained)) == [stream]
+    batch, graph = batch_for(trained, stream, LENGTHS), graph_of(trained, stream)
+    assert_same(against(trained, stream, batch, graph(**tensors(graph, batch))), batch, 1e-5)
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -153,12 +192,3 @@ def test_a_path_that_was_not_trained_is_refused(tmp_path: Path) -> None:
     recipe = alone.recipe.model_copy(update={"batch": alone.recipe.batch.model_copy(update={"size": size})})
     with pytest.raises(UsageError, match="of the kind 'pair'; it has graphs for: image, text"):
         graph_of(replace(alone, recipe=recipe), "pair")
-
-
-def test_options_that_are_not_built_are_refused() -> None:
-    check_options("onnx", None, None)
-    check_options("onnx", "float32", None)
-    with pytest.raises(UsageError, match="--quantize int8 is not built for --format onnx"):
-        check_options("onnx", None, "int8")
-    with pytest.raises(UsageError, match="--dtype bfloat16 is not built for --format torch-export"):
-        check_options("torch-export", "bfloat16", None)

@@ -19,6 +19,7 @@ from tests.hub.export.graph_support import (
     against,
     assert_same,
     batch_for,
+    dropping_all,
     finetuned,
     moe,
     pretrained,
@@ -27,10 +28,14 @@ from tests.hub.export.graph_support import (
 )
 from vlmoe_core.data.config import StreamName
 from vlmoe_core.errors import UsageError
+from vlmoe_core.hub.contents import plan_push
 from vlmoe_core.hub.export import onnx_operators
 from vlmoe_core.hub.export.compare import compare
 from vlmoe_core.hub.export.graph import graph_of
-from vlmoe_core.hub.export.onnx_graph import export_onnx
+from vlmoe_core.hub.export.onnx_graph import export_onnx, translated
+from vlmoe_core.hub.export.program import program_of
+from vlmoe_core.hub.export.reference import answer_natively
+from vlmoe_core.hub.export.run import RECEIPT
 from vlmoe_core.train.trained import Trained
 
 LENGTHS = [5, 9, 2]
@@ -59,6 +64,15 @@ def test_any_size(tmp_path: Path, stream: StreamName, values: dict[str, float]) 
     assert_any_size(trained, stream, path)
     batch = batch_for(trained, stream, LENGTHS)
     assert_same(compare(trained, path, stream, batch), batch)
+
+
+def test_every_token_dropped(tmp_path: Path) -> None:
+    trained = dropping_all(tmp_path)
+    batch = batch_for(trained, "text", LENGTHS)
+    [one] = answer_natively(trained, "text", batch).encoded.routed
+    assert not one.plan.kept_TK.any()
+    [path] = export_onnx(trained, tmp_path, ["text"])
+    assert_any_size(trained, "text", path)
 
 
 def test_two_pictures(tmp_path: Path) -> None:
@@ -174,6 +188,21 @@ def test_computing_all_experts_is_caught(tmp_path: Path, monkeypatch: pytest.Mon
     assert work > 1.3 * routed_work(trained, TEXTS, Fraction(1))
 
 
+def test_weights_beside_a_large_file_are_run_and_pushed(tmp_path: Path) -> None:
+    trained, out = finetuned(tmp_path, "nli"), tmp_path / "out"
+    out.mkdir()
+    path = out / "model-text.onnx"
+    translated(program_of(trained, "text")).save(str(path), external_data=True)
+    (out / RECEIPT).write_text("{}")
+    files = {file.name: file.stat().st_size for file in out.iterdir()}
+    weights = sum(p.nbytes for p in graph_of(trained, "text").parameters())
+    assert files.keys() == {path.name, f"{path.name}.data", RECEIPT} and files[f"{path.name}.data"] > 0.9 * weights
+    batch = batch_for(trained, "text", LENGTHS)
+    assert_same(compare(trained, path, "text", batch), batch)
+    assert str(tmp_path).encode() not in path.read_bytes(), "a path of the machine"
+    assert {file.path: file.size for file in plan_push(out)} == files
+
+
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     real = importlib.import_module
@@ -184,6 +213,6 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return real(name, *more)
 
     monkeypatch.setattr(importlib, "import_module", refuse)
-    with pytest.raises(UsageError, match=rf"package {missing}: pip install -e '.\[export\]'"):
+    with pytest.raises(UsageError, match=rf"package {missing}: pip install -c constraints.txt -e '.\[export\]'"):
         export_onnx(pretrained(tmp_path), tmp_path / "out", ["text"])
     assert not (tmp_path / "out").exists()

@@ -13,6 +13,7 @@ from tests.hub.export.graph_support import (
     against,
     assert_same,
     batch_for,
+    dropping_all,
     pretrained,
     sparse,
     tensors,
@@ -22,6 +23,7 @@ from vlmoe_core.errors import HubError
 from vlmoe_core.hub.export.compare import compare, run_fresh
 from vlmoe_core.hub.export.graph import graph_of
 from vlmoe_core.hub.export.program import export_program, program_of
+from vlmoe_core.hub.export.reference import answer_natively
 from vlmoe_core.train.trained import Trained
 
 LENGTHS = [5, 9, 2]
@@ -45,6 +47,15 @@ def test_any_size(tmp_path: Path, stream: StreamName, values: dict[str, float]) 
     [path] = export_program(trained, tmp_path / "out", [stream])
     assert path == tmp_path / "out" / f"model-{stream}.pt2"
     assert_any_size(trained, stream, path)
+
+
+def test_every_token_dropped(tmp_path: Path) -> None:
+    trained = dropping_all(tmp_path)
+    batch = batch_for(trained, "text", LENGTHS)
+    [one] = answer_natively(trained, "text", batch).encoded.routed
+    assert not one.plan.kept_TK.any()
+    [path] = export_program(trained, tmp_path, ["text"])
+    assert_any_size(trained, "text", path)
 
 
 def test_the_file_holds_operators_of_torch_alone(tmp_path: Path) -> None:

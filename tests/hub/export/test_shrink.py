@@ -139,6 +139,8 @@ def test_the_words_of_the_command_line() -> None:
     assert Cut.parse(None, "used:1", "next").asked and Cut.parse("vision", None, "next").asked
     with pytest.raises(UsageError, match="--modality txt: did you mean 'text'"):
         Cut.parse("txt", None, "next")
+    with pytest.raises(UsageError, match="--removed drop says where tokens of removed experts go: give --experts"):
+        Cut.parse("text", None, "drop")
     with pytest.raises(UsageError, match="--removed best: known: drop, next"):
         Cut.parse(None, None, "best")
 

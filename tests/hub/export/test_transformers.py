@@ -16,11 +16,13 @@ from tests.hub.export.transformers_support import examples_of, trained_of
 from vlmoe_core.data.config import StreamName
 from vlmoe_core.data.example import Example
 from vlmoe_core.errors import HubError, UsageError
+from vlmoe_core.hub.export.samples import batch_of
 from vlmoe_core.hub.export.transformers import compare as comparison
 from vlmoe_core.hub.export.transformers.compare import Asked, ask_fresh, compare_transformers, native_answers
 from vlmoe_core.hub.export.transformers.export import export_transformers
 from vlmoe_core.hub.export.transformers.settings import ARCHITECTURES
 from vlmoe_core.moe.experts import Experts
+from vlmoe_core.moe.layer import SparseFFN
 from vlmoe_core.train.trained import Trained
 
 VISION, TEXT = "model.moe.vision", "model.moe.text"
@@ -55,6 +57,7 @@ CASES: Mapping[str, tuple[str, ...]] = {
     "classification vision": ("classification", f"{TEXT}=null", "model.modality=vision", "model.vl_layers=0"),
     "nli text": ("nli", f"{VISION}=null", "model.modality=text", "model.vl_layers=0"),
     "nli kept": ("nli", f"{TEXT}.kept_experts={{0: [1, 3]}}", f"{TEXT}.removed=drop"),
+    "nli none": ("nli", f"{TEXT}.kept_experts={{0: [2, 3]}}", f"{TEXT}.removed=drop", f"{TEXT}.top_k=2"),
     "vqa kept": ("vqa", f"{VISION}.kept_experts={{0: [0, 2, 3]}}", f"{TEXT}.top_k=2"),
     "nli": ("nli", "data.max_text.text=9", "task.pool=sentences", f"{TEXT}.router=hash"),
     "nli full": ("nli", *FULL, f"{TEXT}.weights=renormalised", f"{TEXT}.top_k=2"),
@@ -118,11 +121,20 @@ def answered(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
     for name, (task, *overrides) in CASES.items():
         trained = trained_of(folder / "runs" / name, task, *overrides)
         trained.objective.to(torch.bfloat16 if "bfloat16" in name else torch.float32)
+        if name == "nli none":
+            _drop_all(trained)
         place = folder / name.replace(" ", "_")
         export_transformers(trained, place, 20_000)
         asked |= {(name, s): Asked(trained, place, s, own) for s, own in samples_of(trained).items()}
     found = ask_fresh(list(asked.values()))
     return {key: Answered(one, got) for (key, one), got in zip(asked.items(), found, strict=True)}
+
+
+def _drop_all(trained: Trained) -> None:
+    """Equal gates: every token chooses the first experts, which were removed."""
+    for layer in trained.objective.modules():
+        if isinstance(layer, SparseFFN):
+            torch.nn.init.zeros_(layer.router.weight)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -152,6 +164,13 @@ def test_a_full_expert_drops_tokens_and_the_texts_are_cut(answered: dict[tuple[s
     assert 0 < kept.sum() <= 4 * len(batches) < len(kept) / 4
     ids = answered["nli", "text"].got["input_ids"]
     assert len(ids) <= 6 * 9
+
+
+def test_every_token_can_be_dropped(answered: dict[tuple[str, str], Answered]) -> None:
+    one = answered["nli none", "text"].asked
+    encoder: Any = one.trained.objective.encoder
+    [routed] = encoder(batch_of(one.trained, "text", one.examples)).routed
+    assert not routed.plan.kept_TK.any()
 
 
 def test_the_difference_of_other_weights_is_told(
@@ -195,7 +214,7 @@ def test_config_holds_what_was_resolved_and_no_path(tmp_path: Path) -> None:
     ("overrides", "message"),
     [
         ((f"{VISION}={{num_experts: 2, router: random}}",), "draws experts anew"),
-        ((f"{VISION}.priority=random", f"{VISION}.eval_capacity_factor=1.0"), "drops tokens at random"),
+        ((f"{VISION}.priority=random", f"{VISION}.eval_capacity_factor=1.0"), "the priority 'random'"),
     ],
 )
 def test_what_answers_otherwise_at_every_call_is_refused(
@@ -210,7 +229,7 @@ def test_what_answers_otherwise_at_every_call_is_refused(
 def test_transformers_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = trained_of(tmp_path / "run", "classification")
     monkeypatch.setattr(comparison, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"pip install 'vlmoe\[export\]'"):
+    with pytest.raises(UsageError, match=r"pip install -c constraints.txt -e '.\[export\]'"):
         compare_transformers(trained, tmp_path, examples_of(trained, 1))
 
 

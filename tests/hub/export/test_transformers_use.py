@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -26,6 +27,20 @@ LENGTHS = [1, 24, 5]
 """One token, the longest text, and one between."""
 SMALL = 20_000
 STRANGER = Path(__file__).with_name("stranger.py")
+
+
+def tamper(folder: Path) -> None:
+    """Copies of the nli repository that a newer version, or nobody in good faith, has written."""
+    changes = {
+        "field": ("config.json", b'"qkv_bias"', b'"qkv_colour"'),
+        "router": ("config.json", b'"name": "softmax"', b'"name": "quantum"'),
+        "header": ("model.safetensors", b'"F32"', b'"F64"'),
+    }
+    for name, (file, before, after) in changes.items():
+        shutil.copytree(folder / "nli", folder / name)
+        data = (folder / name / file).read_bytes()
+        assert before in data
+        (folder / name / file).write_bytes(data.replace(before, after, 1))
 
 
 @dataclass(frozen=True)
@@ -78,6 +93,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
         export_transformers(trained, folder / name, SMALL if name in ("masked", "tied") else 2**30)
     save_file(padded(samples_of("pair", LENGTHS, models["masked"].recipe.model)), folder / "inputs.safetensors")
     Image.new("RGB", (20, 12), "red").save(folder / "picture.png")
+    tamper(folder)
     done = subprocess.run(
         [sys.executable, "-I", str(STRANGER), str(folder)],
         env={**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"},
@@ -175,6 +191,13 @@ def test_what_does_not_fit_is_told(found: Found) -> None:
     assert "without any token" in empty
     assert "2 images of each example" in found.facts["one picture"]
     assert "trained without matching" in found.facts["unmatched"]
+
+
+def test_unknown_parts_and_a_header_that_lies_are_refused_by_name(found: Found) -> None:
+    field, router, header = found.facts["tampered"]
+    assert "ModelConfig knows no qkv_colour: the config is of a newer version" in field
+    assert "routers.quantum is not part of this repository" in router
+    assert header.startswith("SafetensorError")
 
 
 def test_images_are_compared_with_texts(found: Found) -> None:

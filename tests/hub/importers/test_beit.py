@@ -132,6 +132,21 @@ def test_a_sharded_folder_of_the_pretraining_class(positions: dict[str, bool], t
     assert len(receipt["sha256"]) > 1
 
 
+def test_of_two_norms_the_encoders_own_is_taken(tmp_path: Path) -> None:
+    from transformers import BeitForMaskedImageModeling
+
+    torch.manual_seed(0)
+    config = beit_config(use_mean_pooling=False, vocab_size=64, use_relative_position_bias=True)
+    theirs: Any = BeitForMaskedImageModeling(config).eval()
+    randomise(theirs)
+    encoder, receipt = imported("beit", folder_of(theirs, tmp_path / "beit"), tmp_path / "out")
+    batch = some("image", encoder.config)
+    with torch.no_grad():
+        wanted = theirs.beit(normalised(batch)).last_hidden_state
+    torch.testing.assert_close(encode(encoder, batch)[0], wanted, **EXACT)
+    assert receipt["keys"]["layernorm.weight"].startswith("unused: norm of BEiT's head")
+
+
 def test_a_classifier_has_no_final_norm_for_tokens(tmp_path: Path) -> None:
     from transformers import BeitForImageClassification
 
@@ -148,6 +163,16 @@ def test_a_classifier_has_no_final_norm_for_tokens(tmp_path: Path) -> None:
     assert receipt["keys"]["beit.pooler.layernorm.weight"].startswith("unused: norm of the mean of the patches")
     assert receipt["tensors"]["encoder.norm.weight"].startswith("new: this BEiT normalises the mean")
     assert receipt["tensors"]["encoder.embeddings.image.mask"] == "new: this BEiT hides no patches"
+
+
+def test_blocks_that_differ_are_refused(tmp_path: Path) -> None:
+    state = official(beit(use_relative_position_bias=True))
+    del state["blocks.0.attn.q_bias"], state["blocks.0.attn.v_bias"]
+    torch.save(state, tmp_path / "beit.pth")
+    with pytest.raises(
+        CheckpointError, match=r"without a place blocks\.1\.attention\.q_bias, blocks\.1\.attention\.v_bias"
+    ):
+        import_model("beit", str(tmp_path / "beit.pth"), tmp_path / "out")
 
 
 @pytest.mark.parametrize("from_settings", [True, False])

@@ -55,7 +55,9 @@ def test_the_rest_is_initialised_alike_each_time(tmp_path: Path) -> None:
     folder = bert_folder(tmp_path / "bert")
     for name in ("one", "two"):
         torch.rand(3)
+        before = torch.get_rng_state()
         import_model("bert", str(folder), tmp_path / name)
+        assert torch.equal(torch.get_rng_state(), before), "numbers that others draw stay as they are"
     first, second = (encoder_of(tmp_path / name).state_dict() for name in ("one", "two"))
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert first["blocks.0.ffn.text.up.weight"].std() == pytest.approx(0.02, rel=0.2)

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,22 @@ import torch
 import yaml
 
 from tests.hub.importers.support import encoder_of, vocab_file
-from tests.hub.importers.test_beit import beit, folder_of
+from tests.hub.importers.test_beit import beit, folder_of, official
+from tests.hub.importers.test_beit3 import official_state
 from tests.hub.importers.vlmo_reference import Sizes, random_state
 from tests.train.support import RECIPE
 from tests.train.tasks_support import finetuned
 from vlmoe_core.errors import CheckpointError, UsageError
-from vlmoe_core.hub.importers.importing import ImportOptions, import_model
+from vlmoe_core.hub.importers.beit import HEADS as BEIT_HEADS
+from vlmoe_core.hub.importers.beit import map_beit
+from vlmoe_core.hub.importers.beit3 import HEADS as BEIT3_HEADS
+from vlmoe_core.hub.importers.beit3 import map_beit3
+from vlmoe_core.hub.importers.bert import map_bert
+from vlmoe_core.hub.importers.importing import ImportOptions, assemble, import_model
+from vlmoe_core.hub.importers.ledger import Ledger
+from vlmoe_core.hub.importers.vlmo import HEADS as VLMO_HEADS
+from vlmoe_core.hub.importers.vlmo import map_vlmo
+from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.tokenizers.text import load_text_tokenizer
 from vlmoe_core.train.build import build_objective
 from vlmoe_core.train.init import load_run_recipe, open_start, start_from
@@ -41,6 +53,58 @@ def test_every_key_and_every_tensor_is_in_the_receipt(vlmo: Path) -> None:
     assert receipt["format"] == 1 and receipt["family"] == "vlmo" and receipt["source"] == "vlmo.pt"
     assert receipt["sha256"] == {"vlmo.pt": hashlib.sha256((vlmo / "vlmo.pt").read_bytes()).hexdigest()}
     assert str(vlmo) not in (vlmo / "out" / "import.json").read_text()
+
+
+def test_the_receipt_is_part_of_the_folder(vlmo: Path) -> None:
+    assert "import.json" in json.loads((vlmo / "out" / "manifest.json").read_text())["files"]
+
+
+def states() -> dict[str, tuple[dict[str, torch.Tensor], Callable[[Ledger], ModelConfig]]]:
+    """Small models of each family under their official keys."""
+    absolute = official(beit(use_absolute_position_embeddings=True))
+    return {
+        "vlmo": (random_state(SIZES), map_vlmo),
+        "vlmo-absolute": (random_state(Sizes(relative=False)), map_vlmo),
+        "beit3": (official_state(), map_beit3),
+        "beit": (official(beit(use_relative_position_bias=True)), map_beit),
+        "beit-absolute": (absolute, map_beit),
+        "bert": ({"embeddings.word_embeddings.weight": torch.ones(50, 128)}, map_bert),
+    }
+
+
+@pytest.mark.parametrize("family", ["vlmo", "vlmo-absolute", "beit3", "beit", "beit-absolute", "bert"])
+def test_shapes_that_can_not_be_are_refused_whatever_the_key(family: str) -> None:
+    state, fill = states()[family]
+    for key in (key for key in state if not re.search(r"\.[12]\.", key)):
+        for tensor in (torch.tensor(1.0), torch.ones(5), torch.ones(2, 3, 5, 7, 2)):
+            ledger = Ledger(state | {key: tensor}, {}, 3)
+            try:
+                config = fill(ledger)
+                assemble(config, 60, ledger)
+            except (CheckpointError, UsageError):
+                continue
+            assert key in ledger.unused or not any(key in said for said in ledger.origins.values()), (key, tensor.shape)
+
+
+def test_heads_of_the_published_widths() -> None:
+    """As beit3/modeling_utils.py, vlmo's multiway_transformer.py and beit/modeling_pretrain.py build them."""
+    base_and_large = {768: 12, 1024: 16}
+    assert base_and_large == BEIT3_HEADS == BEIT_HEADS
+    assert base_and_large | {544: 16} == VLMO_HEADS
+
+
+def test_a_reason_covers_whole_keys_alone() -> None:
+    ledger = Ledger({"logit_scale": torch.ones(1), "logit_scale_of_more": torch.ones(1)}, {})
+    ledger.leave({"logit_scale": "head"})
+    assert ledger.unused == {"logit_scale": "head"}
+    with pytest.raises(CheckpointError, match="1 keys of the source are unknown: logit_scale_of_more"):
+        ledger.close(allow_unknown=False)
+
+
+@pytest.mark.parametrize("tensor", [torch.zeros(0, 3), torch.ones(4, 4).to_sparse()])
+def test_a_tensor_without_numbers_or_not_dense_is_refused(tensor: torch.Tensor) -> None:
+    with pytest.raises(CheckpointError, match="'a' holds no numbers or is not dense"):
+        Ledger({"a": tensor}, {}).tensor("a")
 
 
 def test_a_model_folder_is_never_overwritten(vlmo: Path) -> None:

@@ -149,6 +149,12 @@ def test_no_header_at_all_is_refused(data: bytes, tmp_path: Path) -> None:
         open_source(str(tmp_path / "a.safetensors"))
 
 
+def test_a_file_of_nothing_is_refused(tmp_path: Path) -> None:
+    save_file({}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="holds no tensors; name the file that holds the weights"):
+        open_source(str(tmp_path / "a.safetensors"))
+
+
 def folder_with(folder: Path, config: dict[str, Any] | None = None) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"model_type": "beit"} if config is None else config))

@@ -1,5 +1,6 @@
 """VLMo against a straight implementation: a file with its keys is imported, and gives its outputs."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.hub.importers.support import EXACT, LENGTHS, encode, imported, normalised, some, vocab_file
-from tests.hub.importers.vlmo_reference import Reference, Sizes, random_state
+from tests.hub.importers.support import EXACT, LENGTHS, encode, imported, some, vocab_file
+from tests.hub.importers.vlmo_reference import TEXT_LENGTH, Reference, Sizes, random_state
+from tests.model.support import Token, relative_row
 from vlmoe_core.errors import CheckpointError, TokenizerError, UsageError
 from vlmoe_core.hub.importers.importing import ImportOptions, import_model
 from vlmoe_core.model.relative import resize_relative
@@ -28,19 +30,43 @@ def official_file(path: Path, sizes: Sizes = RELATIVE, **more: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("sizes", [RELATIVE, ABSOLUTE], ids=["relative", "absolute"])
+@pytest.mark.parametrize(
+    ("sizes", "dtype", "tolerance"),
+    [(RELATIVE, torch.float64, 1e-10), (RELATIVE, torch.float32, 1e-5), (ABSOLUTE, torch.float32, 1e-5)],
+)
 @pytest.mark.parametrize("stream", ["image", "text", "pair"])
-def test_the_outputs_are_those_of_a_straight_vlmo(stream: Any, sizes: Sizes, tmp_path: Path) -> None:
+def test_the_outputs_are_those_of_a_straight_vlmo(
+    stream: Any, sizes: Sizes, dtype: torch.dtype, tolerance: float, tmp_path: Path
+) -> None:
     path = official_file(tmp_path / "vlmo.pt", sizes)
     options = ImportOptions(tokenizer=str(vocab_file(tmp_path, 50)), heads=3)
     encoder, _ = imported("vlmo", path, tmp_path / "out", options)
-    batch, theirs = some(stream, encoder.config), Reference(sizes, random_state(sizes))
-    images, texts = encode(encoder, batch)
+    state = {key: tensor.to(dtype) for key, tensor in random_state(sizes).items()}
+    batch, theirs = some(stream, encoder.config), Reference(sizes, state)
+    images, texts = encode(encoder.to(dtype), batch)
     words = batch.text_ids_T.split(LENGTHS) if stream != "image" else [None] * 3
-    pixels = normalised(batch) if stream != "text" else [None] * 3
+    pixels = batch.pixels_ICHW.to(dtype) / 127.5 - 1 if stream != "text" else [None] * 3
     for number, (ids, image) in enumerate(zip(words, pixels, strict=True)):
         got = [*([texts[number]] if ids is not None else []), *([images[number]] if image is not None else [])]
-        torch.testing.assert_close(torch.cat(got), theirs(ids, image), **EXACT)
+        torch.testing.assert_close(torch.cat(got), theirs(ids, image), rtol=tolerance, atol=tolerance)
+
+
+def test_the_reference_uses_every_kind_of_row() -> None:
+    tokens: list[Token] = [("image", place) for place in range(17)] + [("text", place) for place in range(12)]
+    used = {relative_row(query, key, RELATIVE.grid, TEXT_LENGTH) for query, key in product(tokens, tokens)}
+    equal = RELATIVE.distances + 2 + TEXT_LENGTH - 2
+    too_far = {equal + far for far in range(2 - TEXT_LENGTH, TEXT_LENGTH - 1) if abs(far) > 10}
+    assert used == set(range(RELATIVE.distances + 2 + 2 * TEXT_LENGTH)) - too_far
+
+
+@pytest.mark.parametrize("said", ["196", [196], None])
+def test_a_length_of_texts_that_is_no_number_is_refused(said: Any, tmp_path: Path, options: ImportOptions) -> None:
+    more = {"hyper_parameters": {"config": {"max_text_len_of_initckpt": said}}}
+    path = official_file(tmp_path / "vlmo.ckpt", **more)
+    with pytest.raises(
+        CheckpointError, match=r"max_text_len_of_initckpt of the hyperparameters is .*not a whole number"
+    ):
+        import_model("vlmo", str(path), tmp_path / "out", options)
 
 
 def test_sizes_and_switches_come_from_the_shapes(tmp_path: Path, options: ImportOptions) -> None:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.model.support import Token, relative_row
+
 TEXT_LENGTH = 196
 """Tokens of a text that the published relative tables are made for."""
 
@@ -150,21 +152,11 @@ class Reference:
 
     def _row(self, query: int, key: int, words: int) -> int:
         """The row of the table for two tokens; the first `words` are the text's."""
-        image = self.sizes.distances
-        if query < words and key < words:
-            if query and key:
-                return image + 2 + (key - query) + TEXT_LENGTH - 2
-            last = image + 2 + 2 * TEXT_LENGTH
-            return last - (1 if query == key else 3 if query == 0 else 2)
-        if query < words or key < words:
-            return image if query < words else image + 1
-        query, key = query - words, key - words
-        if query and key:
-            rows = (query - 1) // self.sizes.grid - (key - 1) // self.sizes.grid
-            columns = (query - 1) % self.sizes.grid - (key - 1) % self.sizes.grid
-            middle = self.sizes.grid - 1
-            return (rows + middle) * (2 * self.sizes.grid - 1) + columns + middle
-        return image - (1 if query == key else 3 if query == 0 else 2)
+        return relative_row(self._token(query, words), self._token(key, words), self.sizes.grid, TEXT_LENGTH)
+
+    @staticmethod
+    def _token(number: int, words: int) -> Token:
+        return ("text", number) if number < words else ("image", number - words)
 
     def _linear(self, x: Tensor, name: str) -> Tensor:
         return x @ self.state[f"{name}.weight"].T + self.state[f"{name}.bias"]

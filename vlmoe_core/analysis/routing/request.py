@@ -117,7 +117,8 @@ def _with_data(own: Recipe, named: str) -> tuple[Recipe, str]:
     data = parts.data.model_copy(update={"max_text": _fitting(own), "pad_text_to": own.data.pad_text_to})
     objective = None if parts.task else own.objective
     changed = {"data": data, "task": parts.task, "batch": parts.batch, "mask": parts.mask, "objective": objective}
-    return own.model_copy(update=changed), named
+    # The report may be published, and then holds no path of this machine.
+    return own.model_copy(update=changed), Path(named).name if Path(named).exists() else named
 
 
 def _fitting(own: Recipe) -> TextLengthConfig:

@@ -25,6 +25,7 @@ from vlmoe_core.analysis.routing.summary import RoutingSummary
 from vlmoe_core.analysis.routing.tables import Cell
 from vlmoe_core.analysis.routing.tokens import SpecialIds, stream_of
 from vlmoe_core.analysis.routing.trace import Trace, encoder_of
+from vlmoe_core.checkpoint.layout import name_of
 from vlmoe_core.data.batch import Batch
 from vlmoe_core.data.config import STREAMS, StreamName
 from vlmoe_core.data.loader import MicroBatch, MicroBatches, load_all
@@ -200,7 +201,8 @@ class _Part:
 def _groups(request: Request, dataset: MicroBatches) -> dict[StreamName, int]:
     """Examples of each stream that the encoder sees in a routing group."""
     task = request.recipe.task
-    return {stream: dataset.sizes[open_task(task).stream if task else stream] for stream in request.tasks}
+    source = {stream: open_task(task).stream if task else stream for stream in request.tasks}
+    return {stream: dataset.sizes[own] for stream, own in source.items() if own in dataset.sizes}
 
 
 def _found(
@@ -212,14 +214,14 @@ def _found(
     crosses = _summed([part.crosses for part in parts])
     read: Counter[StreamName] = sum((part.read for part in parts), Counter())
     summary = RoutingSummary(
-        model=str(trained.path),
+        model=name_of(trained.path),
         step=trained.step,
         data=f"data.{request.split} of {request.data}",
         capacity=request.capacity,
         group={stream: groups[stream] for stream in read},
         examples={stream: count for stream, count in read.items()},
         cells=summarise(trace, trained.tokenizers.text.pieces),
-        other=str(other.path) if other is not None else None,
+        other=name_of(other.path) if other is not None else None,
         comparison=[compare(cell, table.numpy()) for cell, table in sorted(crosses.items())],
     )
     for part in parts[1:]:

@@ -13,7 +13,7 @@ from vlmoe_core.errors import UsageError
 from vlmoe_core.model.encoder import Encoded
 from vlmoe_core.objectives.heads import pool_cls
 from vlmoe_core.objectives.kinds.masked import MaskedModelling
-from vlmoe_core.tasks.heads import Pool, TextPool, pool
+from vlmoe_core.tasks.heads import Pool, TextPool, choose
 from vlmoe_core.tasks.kinds.retrieval import Matching
 from vlmoe_core.tasks.objective import Choosing
 from vlmoe_core.train.trained import Trained
@@ -42,8 +42,7 @@ class Chosen(Answer):
 
     def forward(self, encoded: Encoded, batch: Batch) -> dict[str, Tensor]:
         """-> logits."""
-        features_SF = pool(encoded, batch, self.pooling)
-        return {"logits": self.head(features_SF.reshape(-1, self.num_images * features_SF.shape[1]))}
+        return {"logits": choose(self.head, encoded, batch, self.pooling, self.num_images)}
 
 
 class Vectors(Answer):
@@ -142,8 +141,11 @@ def _of_masked(objective: MaskedModelling, trained: Trained) -> dict[StreamName,
     }
     found = {stream: states[stream] for stream in objective.masked if sizes.of(stream)}
     if objective.contrast is not None:
-        heads_of: dict[StreamName, nn.Module] = {"image": objective.contrast.image, "text": objective.contrast.text}
-        for stream, head in heads_of.items():
+        heads_of: dict[str, tuple[StreamName, nn.Module]] = {
+            "vision": ("image", objective.contrast.image),
+            "text": ("text", objective.contrast.text),
+        }
+        for stream, head in (heads_of[modality] for modality in trained.recipe.model.modalities):
             vectors = Vectors(head, stream)
             found[stream] = Several(found[stream], vectors) if stream in found else vectors
     return found

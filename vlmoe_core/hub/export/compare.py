@@ -36,7 +36,8 @@ class Compared:
     """How far an exported graph is from the model."""
 
     max_difference: float
-    """Largest difference of an output: of tokens whose experts agree in all layers, or of examples of such tokens."""
+    """Largest difference of an output: of tokens whose experts agree in all layers, or of examples of such tokens.
+    Infinite where an output is not a number."""
     flipped_share: float
     """Share of the tokens of sparse layers whose experts, or dropped choices, differ."""
     tokens: int
@@ -56,7 +57,7 @@ def compare(trained: Trained, path: Path, stream: StreamName, batch: Batch) -> C
 
     Raises:
         UsageError: the model was not trained for the stream.
-        HubError: the file does not run.
+        HubError: the file does not run, or answers in other shapes.
     """
     answer = answer_of(trained, stream)
     batch = visible(batch, stream)
@@ -66,13 +67,13 @@ def compare(trained: Trained, path: Path, stream: StreamName, batch: Batch) -> C
 
 
 def measure(wanted: Reference, found: Mapping[str, Tensor], batch: Batch) -> Compared:
-    """Compare the outputs of a graph with the model's own."""
+    """Compare the outputs of a graph with the model's own. Raises HubError where one is missing or of another shape."""
     flipped_T, flipped, passed = _flips(wanted, found)
     differences = [
-        (value - _unpadded(name, found[name], batch))[~_flipped(name, flipped_T, wanted, batch)].abs().flatten()
+        (value - _like(name, value, found, batch))[~_flipped(name, flipped_T, wanted, batch)].abs().flatten()
         for name, value in wanted.outputs.items()
     ]
-    every = torch.cat([torch.zeros(1), *differences])
+    every = torch.cat([torch.zeros(1), *differences]).nan_to_num(nan=torch.inf, posinf=torch.inf)
     return Compared(float(every.max()), flipped / max(1, passed), flipped_T.shape[0], batch.num_examples)
 
 
@@ -81,16 +82,21 @@ def _flips(wanted: Reference, found: Mapping[str, Tensor]) -> tuple[Tensor, int,
     flipped_T = torch.zeros(wanted.encoded.layout.place_T.shape[0], dtype=torch.bool)
     flipped = passed = 0
     for one in wanted.encoded.routed:
-        differs_T = (experts_of(one) != found[name_of(one)]).any(1)
+        experts_TK = experts_of(one)
+        differs_T = (experts_TK != _like(name_of(one), experts_TK, found, None)).any(1)
         flipped_T[tokens_of(one, wanted.encoded)] |= differs_T
         flipped, passed = flipped + int(differs_T.sum()), passed + differs_T.shape[0]
     return flipped_T, flipped, passed
 
 
-def _unpadded(name: str, value: Tensor, batch: Batch) -> Tensor:
-    """An output as the model itself gives it."""
-    if name in ("text_states", "text_logits"):
-        return value[batch.sequence_of_text, batch.text_positions_T]
+def _like(name: str, wanted: Tensor, found: Mapping[str, Tensor], batch: Batch | None) -> Tensor:
+    """An output of the graph as the model itself gives it, without padding. Raises HubError for another shape."""
+    value = found.get(name)
+    if value is not None and batch is not None and name in ("text_states", "text_logits"):
+        value = value[batch.sequence_of_text, batch.text_positions_T]
+    if value is None or value.shape != wanted.shape:
+        got = "nothing" if value is None else tuple(value.shape)
+        raise HubError(f"the exported graph answers {got} as {name}, the model {tuple(wanted.shape)}")
     return value
 
 

@@ -1,26 +1,32 @@
 """The formats of `vlmoe export`: how each is written, and how it is compared with the model."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
+from vlmoe_core.checkpoint.quantised import QuantisedTensors, dequantised
 from vlmoe_core.checkpoint.shards import MAX_SHARD_BYTES
 from vlmoe_core.data.config import StreamName
 from vlmoe_core.errors import UsageError
 from vlmoe_core.hub.export.answers import answers_of
+from vlmoe_core.hub.export.chance import refuse_chance
 from vlmoe_core.hub.export.compare import Compared, compare
-from vlmoe_core.hub.export.native import NativeOptions, in_dtype, in_int8, unchanged, write_native
+from vlmoe_core.hub.export.native import NativeOptions, in_dtype, write_native
 from vlmoe_core.hub.export.native_check import differing
 from vlmoe_core.hub.export.onnx_graph import check_packages, export_onnx
 from vlmoe_core.hub.export.program import export_program
+from vlmoe_core.hub.export.quantise import QuantisedShare, quantise
 from vlmoe_core.hub.export.samples import Samples, batch_of
-from vlmoe_core.hub.export.transformers.compare import compare_transformers
+from vlmoe_core.hub.export.transformers.compare import check_transformers, compare_transformers
 from vlmoe_core.hub.export.transformers.export import export_transformers
-from vlmoe_core.train.trained import Trained, load_trained
+from vlmoe_core.hub.export.transformers.settings import task_of
+from vlmoe_core.train.trained import Trained
 
 TOLERANCE = 1e-4
 """Largest difference of a token whose experts agree, and largest share of tokens whose experts don't."""
@@ -36,10 +42,25 @@ class WriteOptions:
     """fp32, bf16 or fp16; null: as they are."""
     int8: bool = False
     """Weights of linear maps as int8 with scales."""
-    max_shard_bytes: int = MAX_SHARD_BYTES
-    """A file of weights is cut before it grows beyond this."""
+    max_shard_bytes: int | None = None
+    """A file of weights is cut before it grows beyond this; null: 1 GiB."""
     visual: bool = True
     """Take the visual tokenizer along."""
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the weights change."""
+        return self.int8 or self.dtype is not None
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written."""
+
+    trained: Trained
+    """The model, its weights as the files hold them: they may be rounded."""
+    quantised: QuantisedShare | None = None
+    """How much is int8."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +91,12 @@ class Format(ABC):
     """The outputs must be the same bit by bit."""
 
     @abstractmethod
-    def refuse(self, options: WriteOptions) -> None:
+    def refuse(self, trained: Trained, options: WriteOptions) -> None:
         """Raise UsageError for what is not built in this format, before any work is done."""
 
     @abstractmethod
-    def write(self, trained: Trained, folder: Path, options: WriteOptions) -> Trained:
-        """Write the model into a new folder. Returns the model as it was written: its weights may be rounded."""
+    def write(self, trained: Trained, folder: Path, options: WriteOptions) -> Written:
+        """Write the model into a new folder."""
 
     @abstractmethod
     def check(self, written: Trained, folder: Path, samples: Samples) -> Check:
@@ -87,17 +108,17 @@ class Safetensors(Format):
 
     exact = True
 
-    def refuse(self, options: WriteOptions) -> None:
+    def refuse(self, trained: Trained, options: WriteOptions) -> None:
         """int8 has its own type."""
         if options.int8 and options.dtype is not None:
             raise UsageError(f"--quantize int8 and --dtype {options.dtype} exclude each other; give one of them")
 
-    def write(self, trained: Trained, folder: Path, options: WriteOptions) -> Trained:
+    def write(self, trained: Trained, folder: Path, options: WriteOptions) -> Written:
         """Safetensors with index, recipe, tokenizers."""
-        change = in_int8 if options.int8 else in_dtype(DTYPES[options.dtype]) if options.dtype else unchanged
-        own = NativeOptions(change, options.max_shard_bytes, options.visual)
+        state, share = _changed(trained.objective.state_dict(), options)
+        own = NativeOptions(lambda _: state, options.max_shard_bytes or MAX_SHARD_BYTES, options.visual)
         write_native(trained.recipe, trained.tokenizers, trained.objective, trained.step, folder, own)
-        return trained if change is unchanged else load_trained(folder)
+        return Written(_rounded(trained, state) if options.rounds else trained, share)
 
     def check(self, written: Trained, folder: Path, samples: Samples) -> Check:
         """Every state, output and expert is the same bit by bit."""
@@ -111,14 +132,17 @@ class Transformers(Format):
 
     exact = True
 
-    def refuse(self, options: WriteOptions) -> None:
+    def refuse(self, trained: Trained, options: WriteOptions) -> None:
         """Weights stay as they are: `from_pretrained(dtype=...)` takes them in any type."""
         _refuse_changes("transformers", options)
+        check_transformers()
+        refuse_chance(trained.recipe.model)
+        task_of(trained.recipe)
 
-    def write(self, trained: Trained, folder: Path, options: WriteOptions) -> Trained:
+    def write(self, trained: Trained, folder: Path, options: WriteOptions) -> Written:
         """Code, weights, tokenizer, processor."""
-        export_transformers(trained, folder, options.max_shard_bytes)
-        return trained
+        export_transformers(trained, folder, options.max_shard_bytes or MAX_SHARD_BYTES)
+        return Written(trained)
 
     def check(self, written: Trained, folder: Path, samples: Samples) -> Check:
         """Its processor and model on the examples as pictures and words."""
@@ -130,6 +154,14 @@ class Graphs(Format):
     """A file for each kind of input that the model was trained on."""
 
     suffix: str
+
+    def refuse(self, trained: Trained, options: WriteOptions) -> None:
+        """Weights stay float32, in one file; chance can't be repeated."""
+        name = self.suffix.removeprefix(".")
+        _refuse_changes(name, options)
+        if options.max_shard_bytes is not None:
+            raise UsageError(f"--max-shard-size is for safetensors and transformers; {name} writes a file a graph")
+        refuse_chance(trained.recipe.model)
 
     def check(self, written: Trained, folder: Path, samples: Samples) -> Check:
         """Each graph on the examples; a retrieval model's graphs of images and of texts get their part of the pairs."""
@@ -146,15 +178,15 @@ class Onnx(Graphs):
 
     suffix = ".onnx"
 
-    def refuse(self, options: WriteOptions) -> None:
-        """Float32 alone; packages may be missing."""
-        _refuse_changes("onnx", options)
+    def refuse(self, trained: Trained, options: WriteOptions) -> None:
+        """Likewise; packages may be missing."""
         check_packages()
+        super().refuse(trained, options)
 
-    def write(self, trained: Trained, folder: Path, options: WriteOptions) -> Trained:
+    def write(self, trained: Trained, folder: Path, options: WriteOptions) -> Written:
         """One model-<stream>.onnx a stream."""
         export_onnx(trained, folder, list(answers_of(trained)))
-        return trained
+        return Written(trained)
 
 
 class TorchExport(Graphs):
@@ -162,14 +194,10 @@ class TorchExport(Graphs):
 
     suffix = ".pt2"
 
-    def refuse(self, options: WriteOptions) -> None:
-        """Float32 alone."""
-        _refuse_changes("torch-export", options)
-
-    def write(self, trained: Trained, folder: Path, options: WriteOptions) -> Trained:
+    def write(self, trained: Trained, folder: Path, options: WriteOptions) -> Written:
         """One model-<stream>.pt2 a stream."""
         export_program(trained, folder, list(answers_of(trained)))
-        return trained
+        return Written(trained)
 
 
 FORMATS: Mapping[FormatName, Format] = {
@@ -180,11 +208,27 @@ FORMATS: Mapping[FormatName, Format] = {
 }
 
 
+def _changed(state: Mapping[str, Tensor], options: WriteOptions) -> tuple[Mapping[str, Tensor], QuantisedShare | None]:
+    """The tensors that are written, and how much of them is int8."""
+    if options.int8:
+        return quantise(state)
+    return (state if options.dtype is None else in_dtype(DTYPES[options.dtype])(state)), None
+
+
+def _rounded(trained: Trained, written: Mapping[str, Tensor]) -> Trained:
+    """The model with the weights that are written, not read back: the files are compared with it."""
+    objective = copy.deepcopy(trained.objective).cpu()
+    objective.load_state_dict(dequantised(written) if isinstance(written, QuantisedTensors) else written)
+    return replace(trained, objective=objective)
+
+
 def _refuse_changes(name: str, options: WriteOptions) -> None:
     if options.int8:
         raise UsageError(f"--quantize int8 is built for --format safetensors, not for {name}")
     if options.dtype is not None:
         raise UsageError(f"--dtype {options.dtype} is built for --format safetensors; {name} keeps the weights' type")
+    if not options.visual:
+        raise UsageError(f"--no-visual-tokenizer is for --format safetensors; {name} never holds one")
 
 
 def _together(found: list[Compared], samples: int) -> Check:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from vlmoe_core.data.batch import Batch
 from vlmoe_core.data.config import StreamName
-from vlmoe_core.errors import UsageError
 from vlmoe_core.hub.export.answers import Answer, answer_of
+from vlmoe_core.hub.export.chance import refuse_chance
 from vlmoe_core.hub.export.plain_batch import batch_of_images, batch_of_pairs, batch_of_texts
 from vlmoe_core.model.block import Routed
 from vlmoe_core.model.embeddings import IMAGE_KIND, TEXT_KIND, Embeddings
@@ -144,24 +144,10 @@ def graph_of(trained: Trained, stream: StreamName) -> Graph:
     answer = answer_of(trained, stream)
     encoder = trained.objective.encoder
     assert isinstance(encoder, Encoder)
-    _check_no_chance(encoder)
+    refuse_chance(encoder.config)
     graphs: dict[StreamName, type[Graph]] = {"image": ImageGraph, "text": TextGraph, "pair": PairGraph}
     graph = SentencesGraph if answer.keeps_sentences_apart else graphs[stream]
     return graph(_path(encoder, stream), _frozen(answer)).eval()
-
-
-def _check_no_chance(encoder: Encoder) -> None:
-    for pool, moe in encoder.config.pools.items():
-        if moe.router.name == "random":
-            raise UsageError(
-                f"moe.{pool} has the router 'random', which draws experts anew at every run: no graph repeats that; "
-                "use --format safetensors"
-            )
-        if moe.priority == "random" and moe.eval_capacity_factor is not None:
-            raise UsageError(
-                f"moe.{pool} has a capacity in evaluation and the priority 'random', by which chance decides which "
-                "tokens are dropped: no graph repeats that; use --format safetensors"
-            )
 
 
 def _path(encoder: Encoder, stream: StreamName) -> Encoder:

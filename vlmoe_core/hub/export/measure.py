@@ -29,22 +29,21 @@ class Measured:
     """Of which split of the model's data."""
 
 
-def measure(trained: Trained, data: str | None, limit: int) -> Measured:
+def measure(trained: Trained, limit: int) -> Measured:
     """The metric of a finetuned model's task, or the held-out loss of a pretrained one.
 
     Args:
         trained: the model.
-        data: a recipe whose data a task is scored on; null: the model's own.
         limit: at most so many examples.
 
     Raises DataError, UsageError where there are none.
     """
-    return _loss(trained, limit) if trained.recipe.task is None else _metric(trained, data, limit)
+    return _loss(trained, limit) if trained.recipe.task is None else _metric(trained, limit)
 
 
-def _metric(trained: Trained, data: str | None, limit: int) -> Measured:
+def _metric(trained: Trained, limit: int) -> Measured:
     assert trained.recipe.task is not None
-    task, asked = open_task(trained.recipe.task), ask(trained, data, None, limit, None)
+    task, asked = open_task(trained.recipe.task), ask(trained, None, None, limit, None)
     evaluated = answer_all(trained, asked, accelerator_of(), Reporter())
     if evaluated.scores is None:
         raise DataError(f"data.{asked.split} does not hold the truth, on which the export is measured; name other data")

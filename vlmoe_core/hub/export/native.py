@@ -14,7 +14,6 @@ from vlmoe_core.checkpoint.shards import MAX_SHARD_BYTES, separate_tied
 from vlmoe_core.checkpoint.state import RunState
 from vlmoe_core.checkpoint.write import write_model
 from vlmoe_core.environment import environment
-from vlmoe_core.hub.export.quantise import quantise
 from vlmoe_core.recipe.config import ModelRecipe, Recipe
 from vlmoe_core.recipe.load import dump_recipe
 from vlmoe_core.train.fitting import Tokenizers
@@ -108,11 +107,6 @@ def in_dtype(dtype: torch.dtype) -> Change:
         return {name: changed[tied.get(name, name)] for name in state}
 
     return change
-
-
-def in_int8(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Turns weights of linear maps into int8 with scales beside."""
-    return quantise(state)[0]
 
 
 def _json(value: Any) -> str:

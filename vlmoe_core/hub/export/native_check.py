@@ -3,6 +3,7 @@
 python -m vlmoe_core.hub.export.native_check FOLDER GIVEN.npz TAKEN.safetensors
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -39,15 +40,20 @@ def differing(trained: Trained, folder: Path, batches: Mapping[StreamName, Batch
     with tempfile.TemporaryDirectory() as place:
         inputs, outputs = Path(place) / "given.npz", Path(place) / "taken.safetensors"
         np.savez(inputs, **given)  # type: ignore[arg-type]
-        # -P: not the working folder's vlmoe_core, where there is one, but the one that is running.
         module = "vlmoe_core.hub.export.native_check"
         command = [sys.executable, "-P", "-m", module, str(folder.resolve()), str(inputs), str(outputs)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, env=_same_package())
         if done.returncode:
             said = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
             raise HubError(f"{folder} was written, but does not open in a process of its own: {said}")
         found, expected = load_file(outputs), answers(trained, inputs)
     return sorted(n for n in expected.keys() | found.keys() if not _same(expected.get(n), found.get(n)))
+
+
+def _same_package() -> dict[str, str]:
+    """An environment in which Python finds the package that is running, wherever it lies."""
+    home = str(Path(__file__).parents[3])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 def _same(left: Tensor | None, right: Tensor | None) -> bool:
@@ -58,7 +64,8 @@ def answers(trained: Trained, given: Path) -> dict[str, Tensor]:
     """Outputs, states and experts for each stream of the given inputs."""
     found: dict[str, Tensor] = {}
     for stream, inputs in _read(given).items():
-        with one_thread():
+        with one_thread(), torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)  # the router `random` draws
             reference = answer_natively(trained, stream, _batch(trained, stream, inputs))
         routed = {name_of(one): experts_of(one) for one in reference.encoded.routed}
         own = {"states": reference.encoded.states_TD, **reference.outputs, **routed}

@@ -35,7 +35,7 @@ def export_onnx(trained: Trained, folder: Path, inputs: Collection[StreamName]) 
     paths = []
     for stream, program in programs.items():
         paths.append(folder / f"model-{stream}.onnx")
-        _translated(program).save(str(paths[-1]))
+        translated(program).save(str(paths[-1]))
     return paths
 
 
@@ -45,14 +45,17 @@ def check_packages() -> None:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise UsageError(f"--format onnx needs the package {name}: pip install -e '.[export]'") from error
+            raise UsageError(
+                f"--format onnx needs the package {name}: pip install -c constraints.txt -e '.[export]'"
+            ) from error
 
 
-def _translated(program: ExportedProgram) -> torch.onnx.ONNXProgram:
+def translated(program: ExportedProgram) -> torch.onnx.ONNXProgram:
+    """A program in the operators of ONNX, the experts unrolled."""
     from vlmoe_core.hub.export.onnx_operators import TRANSLATIONS, forget_sources, split_experts
 
     with quiet():
-        translated = torch.onnx.export(
+        found = torch.onnx.export(
             program,
             dynamo=True,
             verbose=False,
@@ -62,11 +65,11 @@ def _translated(program: ExportedProgram) -> torch.onnx.ONNXProgram:
             output_names=_output_names(program),
             custom_translation_table=TRANSLATIONS,
         )
-        assert translated is not None
-        split_experts(translated.model)
-        translated.optimize()
-    forget_sources(translated.model)
-    return translated
+        assert found is not None
+        split_experts(found.model)
+        found.optimize()
+    forget_sources(found.model)
+    return found
 
 
 def _output_names(program: ExportedProgram) -> list[str]:

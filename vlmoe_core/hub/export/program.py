@@ -14,21 +14,9 @@ from torch.export import Dim, ExportedProgram
 
 import vlmoe_core.moe.operator  # noqa: F401  registers vlmoe::expert_ffn
 from vlmoe_core.data.config import StreamName
-from vlmoe_core.errors import UsageError
 from vlmoe_core.hub.export.graph import graph_of
 from vlmoe_core.hub.export.plain_experts import plain_expert_ffn
 from vlmoe_core.train.trained import Trained
-
-
-def check_options(format_name: str, dtype: str | None, quantize: str | None) -> None:
-    """Raises UsageError for what graphs are not built with: another dtype than float32, quantised weights."""
-    if quantize is not None:
-        raise UsageError(
-            f"--quantize {quantize} is not built for --format {format_name}; export safetensors or transformers with "
-            "it, or leave it out"
-        )
-    if dtype not in (None, "float32"):
-        raise UsageError(f"--dtype {dtype} is not built for --format {format_name}, whose weights stay float32")
 
 
 def export_program(trained: Trained, folder: Path, inputs: Collection[StreamName]) -> list[Path]:

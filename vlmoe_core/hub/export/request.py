@@ -22,14 +22,15 @@ def make_request(
     experts: str | None,
     removed: str,
     data: str | None,
-    max_shard_size: str,
+    max_shard_size: str | None,
     visual: bool,
 ) -> ExportRequest:
     """The request that the words make. Raises UsageError for a word that is none."""
     _known("--format", format, FORMATS)
     _known("--dtype", dtype, DTYPES)
     _known("--quantize", quantize, QUANTIZED)
-    write = WriteOptions(dtype, quantize is not None, bytes_of(max_shard_size), visual)
+    most = None if max_shard_size is None else bytes_of(max_shard_size)
+    write = WriteOptions(dtype, quantize is not None, most, visual)
     return ExportRequest(format, out, write, Cut.parse(modality, experts, removed), data)  # type: ignore[arg-type]
 
 

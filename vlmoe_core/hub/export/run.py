@@ -8,16 +8,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlmoe_core.checkpoint.files import PARTIAL, put_in_place, sha256
+from vlmoe_core.checkpoint.files import PARTIAL, put_in_place, sha256, sync_tree
 from vlmoe_core.checkpoint.layout import MANIFEST, name_of
 from vlmoe_core.checkpoint.write import library_versions, refuse_filled
+from vlmoe_core.data.config import SPLITS, STREAMS
 from vlmoe_core.errors import HubError
 from vlmoe_core.hub.card import CARD, build_card
 from vlmoe_core.hub.export.formats import FORMATS, TOLERANCE, Check, FormatName, WriteOptions
 from vlmoe_core.hub.export.measure import Measured, measure
-from vlmoe_core.hub.export.quantise import QuantisedShare, quantise
+from vlmoe_core.hub.export.quantise import QuantisedShare
 from vlmoe_core.hub.export.samples import samples_of
 from vlmoe_core.hub.export.shrink import Cut, cut_of, shrink
+from vlmoe_core.train.scoring import data_of, prepared_as
 from vlmoe_core.train.trained import Trained
 
 RECEIPT = "export.json"
@@ -39,7 +41,8 @@ class ExportRequest:
     cut: Cut
     """What of the model is left out."""
     data: str | None = None
-    """A recipe whose data tell which experts are used, and on which a task is measured; null: the model's own."""
+    """A recipe whose data tell which experts are used, and on which export and model are compared and measured; null:
+    the model's own."""
     limit: int = 1000
     """Most examples that a measurement before and after takes."""
 
@@ -93,24 +96,25 @@ def export(trained: Trained, request: ExportRequest, say: Say) -> Receipt:
 
     Raises:
         UsageError: something asked for is not built, or the folder holds files.
-        DataError: the model's own held-out data can't be read: they are what an export is compared on.
+        DataError: the data can't be read: their examples are what an export is compared on.
         HubError: the export does not open, or answers otherwise.
     """
     start, kind = time.monotonic(), FORMATS[request.format]
     refuse_filled(request.out)
-    kind.refuse(request.write)
-    changed = request.cut.asked or request.write.int8 or request.write.dtype is not None
+    kind.refuse(trained, request.write)
+    changed = request.cut.asked or request.write.rounds
     cut = _cut(trained, request, say)
-    samples = samples_of(cut, SAMPLES)
-    before = _measured(_reading_as(cut, trained), request, say, "before") if changed else None
+    reads = _reads(cut, request.data)
+    samples = samples_of(reads(cut), SAMPLES)
+    before = _measured(reads(trained), request, say, "before") if changed else None
     say(f"writing {request.format}")
     partial = request.out.with_name(request.out.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         written = kind.write(cut, partial, request.write)
         say("reading it back in a fresh process")
-        check = _checked(kind.check(written, partial, samples), kind.exact, request)
-        after = _measured(written, request, say, "after") if changed else None
+        check = _checked(kind.check(written.trained, partial, samples), kind.exact, request)
+        after = _measured(reads(written.trained), request, say, "after") if changed else None
         receipt = Receipt(
             format=request.format,
             source=name_of(trained.path),
@@ -120,7 +124,7 @@ def export(trained: Trained, request: ExportRequest, say: Say) -> Receipt:
             check=check,
             before=_size_of(trained),
             after=Size(_size_of(cut).parameters, _bytes_of(partial)),
-            quantised=quantise(cut.objective.state_dict())[1] if request.write.int8 else None,
+            quantised=written.quantised,
             metric_before=before,
             metric_after=after,
             versions=library_versions(),
@@ -128,6 +132,7 @@ def export(trained: Trained, request: ExportRequest, say: Say) -> Receipt:
         )
         (partial / RECEIPT).write_text(json.dumps(asdict(receipt), indent=2, default=str) + "\n", encoding="utf-8")
         (partial / CARD).write_text(build_card(partial, repo=None, beside=(trained.path,)), encoding="utf-8")
+        sync_tree(partial)
         put_in_place(partial, request.out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -142,15 +147,19 @@ def _cut(trained: Trained, request: ExportRequest, say: Say) -> Trained:
     return shrink(trained, cut_of(trained, request.cut, request.data))
 
 
-def _reading_as(cut: Trained, trained: Trained) -> Trained:
-    """The whole model on the inputs that the export takes."""
-    read = {"data": cut.recipe.data, "batch": cut.recipe.batch}
-    return replace(trained, recipe=trained.recipe.model_copy(update=read))
+def _reads(cut: Trained, recipe: str | None) -> Callable[[Trained], Trained]:
+    """Lets a model read the data of a recipe, null: its own, as far as the export takes such inputs."""
+    own, batch = cut.recipe.data, cut.recipe.batch
+    data = own if recipe is None else prepared_as(own, data_of(recipe))
+    if cut.recipe.task is None:
+        others: dict[str, tuple[()]] = {stream: () for stream in STREAMS if not batch.size.of(stream)}
+        data = data.model_copy(update={name: getattr(data, name).model_copy(update=others) for name in SPLITS})
+    return lambda model: replace(model, recipe=model.recipe.model_copy(update={"data": data, "batch": batch}))
 
 
 def _measured(trained: Trained, request: ExportRequest, say: Say, when: str) -> Measured:
     say(f"measuring the model {when}")
-    return measure(trained, request.data, request.limit)
+    return measure(trained, request.limit)
 
 
 def _checked(check: Check, exact: bool, request: ExportRequest) -> Check:

@@ -9,7 +9,7 @@ import torch
 
 from vlmoe_core.data.batch import Batch
 from vlmoe_core.data.collate import collate
-from vlmoe_core.data.config import STREAMS, StreamName
+from vlmoe_core.data.config import STREAMS, SplitConfig, StreamName
 from vlmoe_core.data.example import Example
 from vlmoe_core.data.prepare import NothingHidden, build_preparer
 from vlmoe_core.data.stream import open_streams
@@ -23,20 +23,34 @@ Samples = Mapping[StreamName, Sequence[Example]]
 
 
 def samples_of(trained: Trained, limit: int) -> Samples:
-    """The first held-out examples of the model's own data, at most `limit` of each stream; broken ones are left out.
+    """The first examples of the model's own data, at most `limit` of each stream; broken ones are left out.
 
-    Raises DataError where there is none: nothing could be compared.
+    They are held-out ones; of a stream that has none, those that the model was trained on.
+
+    Raises DataError for a stream without any: what the model makes of it could not be compared.
     """
-    data, task = trained.recipe.data, trained.recipe.task
-    names = STREAMS if task is None else (open_task(task).stream,)
-    split = data.eval.model_copy(update={name: () for name in STREAMS if name not in names})
+    data, names = trained.recipe.data, _streams_of(trained)
+    split = SplitConfig(**{name: getattr(data.eval, name) or getattr(data.train, name) for name in names})
+    streams = open_streams(data, split, HELD_OUT_SEED, trained.tokenizers.text)
     found: dict[StreamName, list[Example]] = {}
-    for name, stream in open_streams(data, split, HELD_OUT_SEED, trained.tokenizers.text).items():
-        examples = [stream[position] for position in range(min(limit, stream.epoch))]
+    for name in names:
+        stream = streams.get(name)
+        examples = [] if stream is None else [stream[position] for position in range(min(limit, stream.epoch))]
         found[name] = [example for example in examples if _is_readable(trained, name, example)]
-    if not any(found.values()):
-        raise DataError("the model's data.eval has no readable example, with which an export could be checked")
-    return {name: examples for name, examples in found.items() if examples}
+        if not found[name]:
+            raise DataError(
+                f"an export is compared with its model on examples, but data.eval.{name} and data.train.{name} give "
+                "none that can be read; name other data with --data RECIPE"
+            )
+    return found
+
+
+def _streams_of(trained: Trained) -> tuple[StreamName, ...]:
+    """What the model was trained on."""
+    recipe = trained.recipe
+    if recipe.task is not None:
+        return (open_task(recipe.task).stream,)
+    return tuple(name for name in STREAMS if recipe.batch.size.of(name))
 
 
 def batch_of(trained: Trained, stream: StreamName, examples: Sequence[Example]) -> Batch:

@@ -53,6 +53,8 @@ class Cut:
             _known("--modality", modality, get_args(Modality))
         _known("--removed", removed, get_args(Removed))
         share = None if experts is None else parse_share(experts)
+        if share is None and removed != cls.removed:
+            raise UsageError(f"--removed {removed} says where tokens of removed experts go: give --experts with it")
         return cls(cast(Modality | None, modality), share, cast(Removed, removed))
 
 

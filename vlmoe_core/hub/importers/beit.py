@@ -4,11 +4,9 @@ They have no text path: ours stays as it was initialised.
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from vlmoe_core.errors import CheckpointError
 from vlmoe_core.hub.importers.ledger import Ledger, model_config, side_of
@@ -110,22 +108,22 @@ def map_beit(ledger: Ledger) -> ModelConfig:
     names = _dialect(ledger)
     _check_settings(ledger)
     layers = ledger.count(rf"{re.escape(names.blocks)}\.(\d+)\.")
-    patch, first = ledger.shape(f"{names.patch}.weight"), f"{names.blocks}.0"
+    patch, first = ledger.shape(f"{names.patch}.weight", 4), f"{names.blocks}.0"
     positions = _kind_of_positions(ledger, names)
     grid = _grid(ledger, names)
     for number in range(layers):
-        _map_block(ledger, names, f"{names.blocks}.{number}", f"blocks.{number}")
+        _map_block(ledger, names, f"{names.blocks}.{number}", f"blocks.{number}", patch[0])
     if positions == "relative_shared":
         _fill_table(ledger, "relative.table", names.shared)
     table = {"relative": f"{first}.{names.relative}", "relative_shared": names.shared}.get(positions)
-    known = ledger.shape(table)[1] if table else ledger.settings.get("num_attention_heads")
+    known = ledger.shape(table, 2)[1] if table else ledger.settings.get("num_attention_heads")
     _map_image(ledger, names, patch[0], grid)
     _map_rest(ledger, names)
     return model_config(
         layers=layers,
         dim=patch[0],
         heads=ledger.heads(patch[0], known, HEADS),
-        hidden=ledger.shape(f"{first}.{names.up}.weight")[0],
+        hidden=ledger.shape(f"{first}.{names.up}.weight", 2)[0],
         vl_layers=0,
         patch_size=patch[2],
         image_size=patch[2] * grid,
@@ -162,19 +160,19 @@ def _kind_of_positions(ledger: Ledger, names: Dialect) -> str:
 def _grid(ledger: Ledger, names: Dialect) -> int:
     """Patches along a side, from the positions."""
     if names.position in ledger:
-        return side_of(ledger.shape(names.position)[1] - 1, names.position)
+        return side_of(ledger.shape(names.position, 3)[1] - 1, names.position)
     for table in (names.shared, f"{names.blocks}.0.{names.relative}"):
         if table in ledger:
-            return (side_of(ledger.shape(table)[0] - 3, table) + 1) // 2
+            return (side_of(ledger.shape(table, 2)[0] - 3, table) + 1) // 2
     raise CheckpointError("the source has no positions of any kind; is it a BEiT?")
 
 
-def _map_block(ledger: Ledger, names: Dialect, theirs: str, ours: str) -> None:
+def _map_block(ledger: Ledger, names: Dialect, theirs: str, ours: str, width: int) -> None:
     attention, ffn = f"{ours}.attention", f"{ours}.ffn.vision"
     for number, norm in enumerate(names.norms, start=1):
         ledger.fill_pair(f"{ours}.norm{number}", f"{theirs}.{norm}")
     keys = [f"{theirs}.{name}.weight" for name in names.qkv]
-    ledger.fill(f"{attention}.qkv.weight", keys, _joined(ledger, keys))
+    ledger.fill(f"{attention}.qkv.weight", keys, ledger.joined(keys, None, width))
     for ours_bias, bias in zip(("q_bias", "v_bias"), names.biases, strict=True):
         if f"{theirs}.{bias}" in ledger:
             ledger.fill(f"{attention}.{ours_bias}", f"{theirs}.{bias}")
@@ -190,7 +188,7 @@ def _map_block(ledger: Ledger, names: Dialect, theirs: str, ours: str) -> None:
 
 def _fill_table(ledger: Ledger, ours: str, key: str) -> None:
     """The distances within an image; those of texts follow them in our table and begin at 0."""
-    table_RH = ledger.tensor(key)
+    table_RH = ledger.tensor(key, None, None)
     texts_RH = table_RH.new_zeros(2 + 2 * TEXT_LENGTH, table_RH.shape[1])
     ledger.fill(ours, key, torch.cat([table_RH, texts_RH]))
 
@@ -203,7 +201,7 @@ def _map_image(ledger: Ledger, names: Dialect, width: int, grid: int) -> None:
         ledger.fill_flat(f"{image}.mask", names.mask)
     ledger.fresh[r"embeddings\.image\.mask"] = "this BEiT hides no patches"
     if names.position in ledger:
-        ledger.fill(f"{image}.position", names.position, ledger.tensor(names.position)[0])
+        ledger.fill(f"{image}.position", names.position, ledger.tensor(names.position, 1, None, None)[0])
     else:
         zeros = torch.zeros(1 + grid**2, width)
         ledger.constant(f"{image}.position", zeros, "0: this BEiT's positions are relative")
@@ -218,7 +216,3 @@ def _map_rest(ledger: Ledger, names: Dialect) -> None:
     ledger.fresh[r"norm\..*"] = "this BEiT normalises the mean of the patches instead of each token"
     ledger.fresh[r"embeddings\.text\..*|blocks\.\d+\.ffn\.text\..*"] = NO_TEXT
     ledger.leave(UNUSED)
-
-
-def _joined(ledger: Ledger, keys: Sequence[str]) -> Tensor:
-    return torch.cat([ledger.tensor(key) for key in keys])

@@ -7,7 +7,6 @@ ways; the top has no network of its own for pairs.
 import re
 
 import torch
-from torch import Tensor
 
 from vlmoe_core.hub.importers.ledger import Ledger, model_config, side_of
 from vlmoe_core.model.config import ModelConfig
@@ -36,21 +35,21 @@ def map_beit3(ledger: Ledger) -> ModelConfig:
         UsageError: the number of heads is not known.
     """
     base = PREFIX if f"{PREFIX}text_embed.weight" in ledger else ""
-    _map_embeddings(ledger, base)
+    patch = ledger.shape(f"{base}vision_embed.proj.weight", 4)
+    _map_embeddings(ledger, base, patch[0])
     layers = ledger.count(rf"{re.escape(base)}encoder\.layers\.(\d+)\.")
     sub_norm = f"{base}encoder.layers.0.self_attn.inner_attn_ln.A.weight" in ledger
     for number in range(layers):
-        _map_block(ledger, f"{base}encoder.layers.{number}", f"blocks.{number}", sub_norm)
+        _map_block(ledger, f"{base}encoder.layers.{number}", f"blocks.{number}", patch[0], sub_norm)
     for way, name in WAYS.items():
         ledger.fill_pair(f"norm.{name}", f"{base}encoder.layer_norm.{way}")
     ledger.leave(UNUSED)
-    patch = ledger.shape(f"{base}vision_embed.proj.weight")
     positions = ledger.values["embeddings.image.position"].shape[0]
     return model_config(
         layers=layers,
         dim=patch[0],
         heads=ledger.heads(patch[0], None, HEADS),
-        hidden=ledger.shape(f"{base}encoder.layers.0.ffn.A.fc1.weight")[0],
+        hidden=ledger.shape(f"{base}encoder.layers.0.ffn.A.fc1.weight", 2)[0],
         vl_layers=0,
         patch_size=patch[2],
         image_size=patch[2] * side_of(positions - 1, f"{base}encoder.embed_positions.A.weight"),
@@ -62,34 +61,31 @@ def map_beit3(ledger: Ledger) -> ModelConfig:
     )
 
 
-def _map_embeddings(ledger: Ledger, base: str) -> None:
+def _map_embeddings(ledger: Ledger, base: str, width: int) -> None:
     image, text = "embeddings.image", "embeddings.text"
-    ledger.fill(f"{text}.word.weight", f"{base}text_embed.weight")
+    ledger.fill(
+        f"{text}.word.weight", f"{base}text_embed.weight", ledger.tensor(f"{base}text_embed.weight", None, width)
+    )
     ledger.fill_patches(f"{image}.patch.proj", f"{base}vision_embed.proj")
     ledger.fill_flat(f"{image}.cls", f"{base}vision_embed.cls_token")
     ledger.fill_flat(f"{image}.mask", f"{base}vision_embed.mask_token")
     for way, name in (("A", image), ("B", text)):
         key = f"{base}encoder.embed_positions.{way}.weight"
-        ledger.fill(f"{name}.position", key, ledger.tensor(key)[FIRST_POSITION:])
-    width = ledger.shape(f"{base}text_embed.weight")[1]
+        ledger.fill(f"{name}.position", key, ledger.tensor(key, None, width)[FIRST_POSITION:])
     ledger.constant("embeddings.kind", torch.zeros(2, width), "0: BEiT-3 has no embedding of the kind")
 
 
-def _map_block(ledger: Ledger, theirs: str, ours: str, sub_norm: bool) -> None:
+def _map_block(ledger: Ledger, theirs: str, ours: str, width: int, sub_norm: bool) -> None:
     for way, name in WAYS.items():
         ledger.fill_pair(f"{ours}.norm1.{name}", f"{theirs}.self_attn_layer_norm.{way}")
         ledger.fill_pair(f"{ours}.norm2.{name}", f"{theirs}.final_layer_norm.{way}")
         attention, ffn = f"{ours}.attention.{name}", f"{ours}.ffn.{name}"
-        for part in ("weight", "bias"):
+        for part, shape in (("weight", (width, width)), ("bias", (width,))):
             keys = [f"{theirs}.self_attn.{letter}_proj.{way}.{part}" for letter in "qkv"]
-            ledger.fill(f"{attention}.qkv.{part}", keys, _joined(ledger, keys))
+            ledger.fill(f"{attention}.qkv.{part}", keys, ledger.joined(keys, *shape))
         ledger.fill_pair(f"{attention}.out", f"{theirs}.self_attn.out_proj.{way}")
         ledger.fill_pair(f"{ffn}.up", f"{theirs}.ffn.{way}.fc1")
         ledger.fill_pair(f"{ffn}.down", f"{theirs}.ffn.{way}.fc2")
         if sub_norm:
             ledger.fill_pair(f"{attention}.norm", f"{theirs}.self_attn.inner_attn_ln.{way}")
             ledger.fill_pair(f"{ffn}.norm", f"{theirs}.ffn.{way}.ffn_layernorm")
-
-
-def _joined(ledger: Ledger, keys: list[str]) -> Tensor:
-    return torch.cat([ledger.tensor(key) for key in keys])

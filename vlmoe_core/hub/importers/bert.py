@@ -23,7 +23,7 @@ def map_bert(ledger: Ledger) -> ModelConfig:
     ledger.fill("embeddings.text.word.weight", key)
     ledger.fresh[".*"] = "from BERT come the word embeddings alone"
     ledger.leave(UNUSED)
-    width = ledger.shape(key)[1]
+    width = ledger.shape(key, 2)[1]
     preset = next((name for name, sizes in PRESETS.items() if sizes["dim"] == width), None)
     if preset is None:
         sizes = ", ".join(f"{name} {values['dim']}" for name, values in PRESETS.items())

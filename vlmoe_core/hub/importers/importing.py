@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlmoe_core.checkpoint.state import RunState
-from vlmoe_core.checkpoint.write import write_model
+from vlmoe_core.checkpoint.write import refuse_filled, write_model
 from vlmoe_core.errors import CheckpointError, TokenizerError, UsageError
 from vlmoe_core.hub.importers.beit import map_beit
 from vlmoe_core.hub.importers.beit3 import map_beit3
@@ -84,7 +84,7 @@ def import_model(family: str, spec: str, out: Path, options: ImportOptions = Imp
     """
     if family not in FAMILIES:
         raise UsageError(f"there is no importer for {family}; known: {', '.join(FAMILIES)}")
-    _check_out(out)
+    refuse_filled(out)
     source = open_source(spec)
     _check_kind(family, source)
     ledger = Ledger(source.tensors, source.config, options.heads)
@@ -102,16 +102,9 @@ def import_model(family: str, spec: str, out: Path, options: ImportOptions = Imp
     def save_text(folder: Path) -> None:
         text.save(folder / "text")
 
-    write_model(out, state, RunState(step=0, positions={}), recipe, save_text)
     receipt = Receipt(family, source.name, source.hashes, _keys(source, ledger), tensors, tuple(notes))
-    receipt.write(out)
+    write_model(out, state, RunState(step=0, positions={}), recipe, save_text, more=receipt.write)
     return receipt
-
-
-def _check_out(out: Path) -> None:
-    """Before minutes of reading; write_model looks again."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is there already and not empty; choose another folder with --out")
 
 
 def _check_kind(family: str, source: Source) -> None:

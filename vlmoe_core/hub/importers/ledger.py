@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -37,18 +38,35 @@ class Ledger:
     def __contains__(self, key: str) -> bool:
         return key in self._tensors
 
-    def tensor(self, key: str) -> Tensor:
-        """The tensor of a key in float32. Raises CheckpointError if the source lacks it."""
-        return self._found(key).detach().float()
+    def tensor(self, key: str, *shape: int | None) -> Tensor:
+        """The tensor of a key in float32; null in `shape` stands for any size, no `shape` at all for any shape.
 
-    def shape(self, key: str) -> tuple[int, ...]:
-        """Its shape; errors likewise."""
-        return tuple(self._found(key).shape)
+        Raises CheckpointError if the source lacks it, or it is empty, not dense or of another shape.
+        """
+        return self._found(key, shape).detach().float()
 
-    def _found(self, key: str) -> Tensor:
+    def shape(self, key: str, dims: int) -> tuple[int, ...]:
+        """The sizes of a tensor that has so many dimensions; errors likewise."""
+        return tuple(self._found(key, (None,) * dims).shape)
+
+    def joined(self, keys: Sequence[str], *shape: int | None) -> Tensor:
+        """Tensors of such a shape, one behind the other along the first axis; errors likewise."""
+        return torch.cat([self.tensor(key, *shape) for key in keys])
+
+    def _found(self, key: str, shape: Sequence[int | None]) -> Tensor:
         if key not in self._tensors:
             raise CheckpointError(f"'{key}' is missing in the source; is it another kind of model, or a part of one?")
-        return self._tensors[key]
+        found = self._tensors[key]
+        if found.layout is not torch.strided or not found.numel():
+            raise CheckpointError(
+                f"'{key}' holds no numbers or is not dense; is it the file that its authors published?"
+            )
+        if shape and not _is_of(found.shape, shape):
+            wanted = ", ".join("any" if size is None else str(size) for size in shape)
+            raise CheckpointError(
+                f"'{key}' is of shape {tuple(found.shape)}, not ({wanted}); is it another kind of model?"
+            )
+        return found
 
     def fill(self, name: str, keys: str | Sequence[str], value: Tensor | None = None) -> None:
         """Our `name` is `value`, made of these keys; null: it is the tensor of the one key."""
@@ -64,7 +82,7 @@ class Ledger:
 
     def fill_patches(self, name: str, key: str) -> None:
         """A convolution over whole patches (D, 3, side, side), as the linear map (D, 3 * side * side) that it is."""
-        self.fill(f"{name}.weight", f"{key}.weight", self.tensor(f"{key}.weight").flatten(1))
+        self.fill(f"{name}.weight", f"{key}.weight", self.tensor(f"{key}.weight", None, None, None, None).flatten(1))
         self.fill(f"{name}.bias", f"{key}.bias")
 
     def fill_pair(self, name: str, key: str) -> None:
@@ -122,6 +140,10 @@ class Ledger:
         return 1 + max(numbers)
 
 
+def _is_of(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
+    return len(shape) == len(wanted) and all(want in (None, size) for size, want in zip(shape, wanted, strict=True))
+
+
 def listed(names: Sequence[str]) -> str:
     """The first names."""
     more = len(names) - MOST_LISTED
@@ -141,5 +163,8 @@ def model_config(**values: object) -> ModelConfig:
     try:
         return ModelConfig.model_validate(values)
     except ValidationError as error:
-        told = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise CheckpointError(f"the source makes no model: {told}") from error
+        first = error.errors()[0]
+        where = "".join(f"{part}: " for part in first["loc"])
+        raise CheckpointError(
+            f"the source makes no model: {where}{first['msg'].removeprefix('Value error, ')}"
+        ) from error

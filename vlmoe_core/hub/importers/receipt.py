@@ -27,12 +27,10 @@ class Receipt:
     notes: tuple[str, ...]
     """What was converted, and what is worth knowing."""
 
-    def write(self, folder: Path) -> Path:
-        """Write import.json beside the model; its path."""
-        path = folder / FILE_NAME
+    def write(self, folder: Path) -> None:
+        """Write import.json beside the model."""
         text = json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False)
-        path.write_text(text + "\n", encoding="utf-8")
-        return path
+        (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
 
     @property
     def unused(self) -> dict[str, int]:

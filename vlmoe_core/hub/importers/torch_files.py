@@ -134,14 +134,17 @@ def _indexed_files(index: Path) -> list[Path]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file whose header, sizes and offsets agree. Raises CheckpointError for any other."""
+    """The tensors of a file, at least one, whose header, sizes and offsets agree. Raises CheckpointError for others."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path} is not a whole safetensors file: its header does not fit its bytes ({error}); fetch it again"
         ) from error
+    if not tensors:
+        raise CheckpointError(f"{path} holds no tensors; name the file that holds the weights")
+    return tensors
 
 
 def read_pickle(path: Path) -> Any:

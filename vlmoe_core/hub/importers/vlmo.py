@@ -7,6 +7,7 @@ own in the top blocks. Base and large have one table of relative positions, base
 import torch
 from torch import Tensor
 
+from vlmoe_core.errors import CheckpointError
 from vlmoe_core.hub.importers.ledger import Ledger, model_config, side_of
 from vlmoe_core.model.config import ModelConfig
 
@@ -37,22 +38,22 @@ def map_vlmo(ledger: Ledger) -> ModelConfig:
         UsageError: the number of heads is not known.
     """
     layers = ledger.count(r"transformer\.blocks\.(\d+)\.")
-    width = ledger.shape("transformer.cls_token")[-1]
-    patch = ledger.shape("transformer.patch_embed.proj.weight")[-1]
+    width = ledger.shape("transformer.cls_token", 3)[2]
+    patch = ledger.shape("transformer.patch_embed.proj.weight", 4)[3]
     relative = TABLE in ledger
-    heads = ledger.heads(width, ledger.shape(TABLE)[1] // layers if relative else None, HEADS)
+    heads = ledger.heads(width, ledger.shape(TABLE, 2)[1] // layers if relative else None, HEADS)
     for number in range(layers):
         _map_block(ledger, f"transformer.blocks.{number}", f"blocks.{number}")
     ledger.fill_pair("norm", "transformer.norm")
     grid, length = _map_relative(ledger, layers, heads) if relative else _absolute_sizes(ledger)
     _map_image(ledger, width, grid, relative)
-    _map_text(ledger, length, relative)
+    _map_text(ledger, width, length, relative)
     ledger.leave(UNUSED)
     return model_config(
         layers=layers,
         dim=width,
         heads=heads,
-        hidden=ledger.shape("transformer.blocks.0.mlp_imag.fc1.weight")[0],
+        hidden=ledger.shape("transformer.blocks.0.mlp_imag.fc1.weight", 2)[0],
         vl_layers=sum(f"transformer.blocks.{number}.mlp_vl.fc1.weight" in ledger for number in range(layers)),
         patch_size=patch,
         image_size=patch * grid,
@@ -86,8 +87,10 @@ def _map_block(ledger: Ledger, theirs: str, ours: str) -> None:
 
 def _map_relative(ledger: Ledger, layers: int, heads: int) -> tuple[int, int]:
     """One table holds the columns of all blocks, block after block. Returns the grid and the longest text."""
-    length = int(ledger.settings.get("max_text_len_of_initckpt", TEXT_LENGTH))
-    table = ledger.tensor(TABLE)
+    length = ledger.settings.get("max_text_len_of_initckpt", TEXT_LENGTH)
+    if not isinstance(length, int):
+        raise CheckpointError(f"max_text_len_of_initckpt of the hyperparameters is {length!r}, not a whole number")
+    table = ledger.tensor(TABLE, None, layers * heads)
     grid = (side_of(table.shape[0] - 3 - 2 - 2 * length, f"{TABLE} for texts of {length} tokens") + 1) // 2
     for number, columns in enumerate(torch.split(table, heads, dim=1)):
         ledger.fill(f"blocks.{number}.attention.relative.table", TABLE, columns.contiguous())
@@ -96,8 +99,8 @@ def _map_relative(ledger: Ledger, layers: int, heads: int) -> tuple[int, int]:
 
 def _absolute_sizes(ledger: Ledger) -> tuple[int, int]:
     """The grid and the longest text."""
-    rows = ledger.shape("transformer.pos_embed")[1]
-    return side_of(rows - 1, "transformer.pos_embed"), ledger.shape(f"{TEXT}.position_embeddings.weight")[0]
+    rows = ledger.shape("transformer.pos_embed", 3)[1]
+    return side_of(rows - 1, "transformer.pos_embed"), ledger.shape(f"{TEXT}.position_embeddings.weight", 2)[0]
 
 
 def _map_image(ledger: Ledger, width: int, grid: int, relative: bool) -> None:
@@ -108,24 +111,28 @@ def _map_image(ledger: Ledger, width: int, grid: int, relative: bool) -> None:
     if relative:
         ledger.constant(f"{image}.position", torch.zeros(1 + grid**2, width), "0: VLMo's positions are relative")
     else:
-        ledger.fill(f"{image}.position", "transformer.pos_embed", ledger.tensor("transformer.pos_embed")[0])
+        ledger.fill(
+            f"{image}.position", "transformer.pos_embed", ledger.tensor("transformer.pos_embed", 1, None, width)[0]
+        )
 
 
-def _map_text(ledger: Ledger, length: int, relative: bool) -> None:
+def _map_text(ledger: Ledger, width: int, length: int, relative: bool) -> None:
     """BERT's embeddings, whose token type is always 0, so that its row goes into the positions; then the two kinds."""
     text, types = "embeddings.text", f"{TEXT}.token_type_embeddings.weight"
     positions, kinds = f"{TEXT}.position_embeddings.weight", "token_type_embeddings.weight"
-    first = ledger.tensor(types)[0]
-    ledger.fill(f"{text}.word.weight", f"{TEXT}.word_embeddings.weight")
+    first = ledger.tensor(types, None, width)[0]
+    words = f"{TEXT}.word_embeddings.weight"
+    ledger.fill(f"{text}.word.weight", words, ledger.tensor(words, None, width))
     ledger.fill_pair(f"{text}.norm", f"{TEXT}.LayerNorm")
     if relative:
         ledger.fill(f"{text}.position", types, first.expand(length, -1).contiguous())
         ledger.leave({positions.replace(".", r"\."): "VLMo never reads it: its positions are relative"})
     else:
-        ledger.fill(f"{text}.position", [positions, types], ledger.tensor(positions) + first)
-    ledger.fill("embeddings.kind", kinds, _kinds(ledger.tensor(kinds)))
+        ledger.fill(f"{text}.position", [positions, types], ledger.tensor(positions, None, width) + first)
+    ledger.fill("embeddings.kind", kinds, _kinds(ledger, kinds, width))
 
 
-def _kinds(table_KD: Tensor) -> Tensor:
+def _kinds(ledger: Ledger, key: str, width: int) -> Tensor:
     """Ours are image, text; VLMo's are text, image, and in NLVR2 a second image, which we encode as the first."""
-    return table_KD[[1, 0]]
+    rows = 3 if ledger.shape(key, 2)[0] == 3 else 2
+    return ledger.tensor(key, rows, width)[[1, 0]]

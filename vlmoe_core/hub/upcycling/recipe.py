@@ -1,6 +1,7 @@
 """What an upcycled model shall be, and the recipe that says it."""
 
 from dataclasses import dataclass
+from typing import NoReturn
 
 from pydantic import ValidationError
 
@@ -46,7 +47,7 @@ def parse_layers(text: str) -> Layers:
             return {word: int(number)} if word == "every" else _refuse_layers(text)
         return tuple(int(one) for one in text.split(","))
     except ValueError:
-        return _refuse_layers(text)
+        _refuse_layers(text)
 
 
 def parse_modalities(text: str) -> tuple[str, ...]:
@@ -83,10 +84,12 @@ def parse_weights(text: str | None) -> Weights | None:
 def sparse_recipe(recipe: ModelRecipe, asked: Asked) -> ModelRecipe:
     """The dense model's recipe with `moe.vision` and `moe.text` as they are asked for.
 
+    Where it has sub-norms, the experts are `loop`, which alone has them.
+
     Raises:
         UsageError: the model is sparse there already, or does not take what is asked for.
     """
-    if asked.ways.router_std <= 0:
+    if not 0 < asked.ways.router_std < float("inf"):
         raise UsageError(
             f"--router-std {asked.ways.router_std:g}: give more than 0: zeros send every token to one expert"
         )
@@ -98,6 +101,7 @@ def sparse_recipe(recipe: ModelRecipe, asked: Asked) -> ModelRecipe:
         "top_k": asked.top_k,
         "weights": asked.weights or asked.keeping_weights,
         "capacity_factor": asked.capacity_factor,
+        **({"experts": "loop"} if recipe.model.sub_norm else {}),
     }
     said = recipe.model_dump(mode="json")
     said["model"]["moe"] |= dict.fromkeys(asked.modalities, moe)
@@ -107,9 +111,11 @@ def sparse_recipe(recipe: ModelRecipe, asked: Asked) -> ModelRecipe:
         raise UsageError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
 
 
-def notes_on(asked: Asked) -> tuple[str, ...]:
-    """Why the sparse model will not compute what the dense one did; nothing where it does."""
-    notes = []
+def notes_on(asked: Asked, model: ModelConfig) -> tuple[str, ...]:
+    """What a reader should know of the sparse model, as why it will not compute what the dense one did."""
+    notes = (
+        ["experts: loop, one after the other: the model's sub-norms are built into no other"] if model.sub_norm else []
+    )
     ways, weights = asked.ways, asked.weights or asked.keeping_weights
     if weights == "gate" and ways.experts > 1:
         notes.append(
@@ -137,5 +143,5 @@ def _refuse_sparse(model: ModelConfig, pool: str) -> None:
         )
 
 
-def _refuse_layers(text: str) -> Layers:
+def _refuse_layers(text: str) -> NoReturn:
     raise UsageError(f"--layers {text}: give every:N, such as every:2, or 0-based blocks by comma, such as 1,3,5")

@@ -26,11 +26,13 @@ class Samples:
     """Micro-batches, and where they are from."""
 
     told: str
-    """In words."""
+    """In words, without a path of this machine."""
     micros: tuple[MicroBatch, ...]
     """At least one example in all."""
     whole: bool
     """Whether the model's own objective takes them; else the encoder alone does."""
+    trouble: str | None = None
+    """Why the model's held-out examples can't be read; it may name paths."""
 
     @property
     def examples(self) -> dict[StreamName, int]:
@@ -46,14 +48,14 @@ def samples_of(recipe: ModelRecipe, tokenizers: Tokenizers | None) -> Samples:
         recipe: the dense model's.
         tokenizers: its own; null: an imported encoder that came without, which is shown pictures alone.
     """
-    reason = "the model names no data"
+    reason, trouble = "the model names no data", None
     if isinstance(recipe, Recipe) and tokenizers is not None:
         try:
             return _held_out(recipe, tokenizers)
         except DataError as error:
-            reason = f"its held-out data can't be read: {error}"
+            reason, trouble = "its held-out data can't be read", str(error)
     micros = _drawn_scenes(recipe, tokenizers.text if tokenizers else None)
-    return Samples(f"drawn scenes, by the encoder alone ({reason})", micros, whole=False)
+    return Samples(f"drawn scenes, by the encoder alone ({reason})", micros, whole=False, trouble=trouble)
 
 
 def _held_out(recipe: Recipe, tokenizers: Tokenizers) -> Samples:

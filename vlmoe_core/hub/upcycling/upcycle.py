@@ -1,6 +1,6 @@
 """Upcycling: a dense model becomes a sparse one that computes the same (arXiv 2212.05055)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from vlmoe_core.hf import is_hub
 from vlmoe_core.hub.opened import EncoderAlone, build_model
 from vlmoe_core.hub.upcycling.receipt import Comparison, Receipt, parameters_of
 from vlmoe_core.hub.upcycling.recipe import Asked, notes_on, sparse_recipe
-from vlmoe_core.hub.upcycling.samples import samples_of
+from vlmoe_core.hub.upcycling.samples import Samples, samples_of
 from vlmoe_core.hub.upcycling.weights import sites_of, upcycled_moments, upcycled_tensors
 from vlmoe_core.recipe.config import ModelRecipe, Recipe
 from vlmoe_core.recipe.load import dump_recipe, load_model_recipe
@@ -36,13 +36,14 @@ class _Model:
     module: nn.Module
 
 
-def upcycle(source: Path, asked: Asked, out: Path) -> Receipt:
+def upcycle(source: Path, asked: Asked, out: Path, tell: Callable[[str], None] = lambda line: None) -> Receipt:
     """Make a sparse model of a dense one, compare the two on examples, and write the model folder.
 
     Args:
         source: a run, checkpoint or model folder, or hf-hub:ORG/NAME[@REVISION].
         asked: what it shall be.
         out: the model folder, new or empty. The receipt lies in it as upcycle.json.
+        tell: takes a line about what went wrong on this machine, which the receipt, made to be published, leaves out.
 
     Raises:
         UsageError: the model is sparse there already, does not take what is asked for, or `out` holds files.
@@ -60,7 +61,10 @@ def upcycle(source: Path, asked: Asked, out: Path) -> Receipt:
     sites = sites_of(sparse_as.model, asked.modalities)
     load_model_state(sparse.module, upcycled_tensors(dense.module.state_dict(), sites, asked.ways))
     moments = _moments(checkpoint, sparse, asked)
-    receipt = _compare(source, checkpoint, dense, sparse, asked, moments is not None)
+    samples = samples_of(recipe, tokenizers)
+    if samples.trouble is not None:
+        tell(f"compared on drawn scenes, for the held-out examples can't be read: {samples.trouble}")
+    receipt = _compare(source, checkpoint, dense, sparse, asked, samples, moments is not None)
     _write(out, checkpoint, dense, sparse, moments, receipt)
     return receipt
 
@@ -91,10 +95,15 @@ def _moments(checkpoint: Checkpoint, sparse: _Model, asked: Asked) -> dict[str, 
 
 
 def _compare(
-    source: Path, checkpoint: Checkpoint, dense: _Model, sparse: _Model, asked: Asked, moments: bool
+    source: Path,
+    checkpoint: Checkpoint,
+    dense: _Model,
+    sparse: _Model,
+    asked: Asked,
+    samples: Samples,
+    moments: bool,
 ) -> Receipt:
     """Run both models over the samples."""
-    samples = samples_of(dense.recipe, dense.tokenizers)
     model, rows = sparse.recipe.model, dense.recipe.tokenizers.text.vocab_size
     comparison = Comparison(model, {pool: model.pools[pool] for pool in asked.modalities})
     comparison.run(dense.module, sparse.module, samples)
@@ -118,7 +127,7 @@ def _compare(
         before=parameters_of(dense.module, dense.recipe.model, rows),
         after=parameters_of(sparse.module, model, rows),
         moments=moments,
-        notes=notes_on(asked),
+        notes=notes_on(asked, model),
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlmoe_core.config import plugin_names
+from vlmoe_core.hub.export.chance import DRAWING
 
 ROOT = Path(__file__).parents[4]
 """Folder of the packages."""
@@ -20,8 +21,6 @@ ROOTS = {f"{OWN}.{part}": f"{part}_vlmoe" for part in ("configuration", "modelin
 PLAIN, PLUGINS = f"{OWN}.plain", f"{OWN}.plugins"
 STAND_INS = {"vlmoe_core.config": PLAIN, "pydantic": PLAIN, "pydantic_core": PLAIN}
 ROUTERS, IMPLEMENTATIONS = "vlmoe_core.moe.routers", "vlmoe_core.moe.implementations"
-LEFT_OUT = ("random",)
-"""Routers that answer otherwise at every call."""
 
 
 def bundle() -> dict[str, str]:
@@ -48,7 +47,7 @@ def plugins() -> list[str]:
 
     `loop` needs no operator of ours and gives the same bits as `grouped`.
     """
-    routers = [name.replace("-", "_") for name in plugin_names(ROUTERS) if name not in LEFT_OUT]
+    routers = [name.replace("-", "_") for name in plugin_names(ROUTERS) if name not in DRAWING]
     return [*(f"{ROUTERS}.{name}" for name in routers), f"{IMPLEMENTATIONS}.loop"]
 
 

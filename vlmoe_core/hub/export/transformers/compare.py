@@ -58,7 +58,10 @@ def compare_transformers(trained: Trained, folder: Path, samples: Samples) -> di
 def check_transformers() -> None:
     """Raises UsageError where transformers is not installed."""
     if find_spec("transformers") is None:
-        raise UsageError("format transformers is checked with the package transformers: pip install 'vlmoe[export]'")
+        raise UsageError(
+            "--format transformers is checked with the package transformers: pip install -c constraints.txt -e "
+            "'.[export]'"
+        )
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,11 @@ from pathlib import Path
 from torch import Tensor
 
 from vlmoe_core.checkpoint.layout import MODEL
-from vlmoe_core.checkpoint.shards import (
-    MAX_SHARD_BYTES,
-    index_name,
-    plan_shards,
-    separate_tied,
-    shard_name,
-    write_shard,
-)
-from vlmoe_core.errors import UsageError
+from vlmoe_core.checkpoint.shards import MAX_SHARD_BYTES, index_name, separate_tied, write_shard, write_shards
+from vlmoe_core.checkpoint.write import refuse_filled
+from vlmoe_core.hub.export.chance import refuse_chance
 from vlmoe_core.hub.export.transformers.bundle import bundle
 from vlmoe_core.hub.export.transformers.settings import (
-    check_exportable,
     dump,
     image_processor_config,
     model_config,
@@ -44,9 +37,8 @@ def export_transformers(trained: Trained, folder: Path, max_shard_bytes: int = M
         CheckpointError: a tensor can't be stored.
     """
     recipe = trained.recipe
-    check_exportable(recipe)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is there already and not empty; choose another folder with --out")
+    refuse_chance(recipe.model)
+    refuse_filled(folder)
     state = trained.objective.state_dict()
     files = bundle() | {
         "config.json": dump(model_config(trained, state)),
@@ -64,15 +56,10 @@ def export_transformers(trained: Trained, folder: Path, max_shard_bytes: int = M
 def write_weights(folder: Path, state: Mapping[str, Tensor], max_shard_bytes: int) -> None:
     """Write tensors as transformers names files: one file, or shards and their index. Tied ones are written once."""
     stored, _ = separate_tied(dict(state))
-    plan = plan_shards({name: tensor.nbytes for name, tensor in stored.items()}, max_shard_bytes)
-    if len(plan) == 1:
+    total = sum(tensor.nbytes for tensor in stored.values())
+    if total <= max_shard_bytes:
         write_shard(folder / f"{MODEL}.safetensors", stored)
         return
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(plan, start=1):
-        shard = shard_name(MODEL, number, len(plan))
-        write_shard(folder / shard, {name: stored[name] for name in names})
-        weight_map |= dict.fromkeys(names, shard)
-    total = sum(tensor.nbytes for tensor in stored.values())
+    weight_map = write_shards(folder, MODEL, stored, max_shard_bytes)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / index_name(MODEL)).write_text(dump(index), encoding="utf-8")

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from vlmoe_core.checkpoint.shards import separate_tied
 from vlmoe_core.errors import UsageError
-from vlmoe_core.hub.export.transformers.bundle import LEFT_OUT
 from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.tokenizers.text import TextTokenizer
 from vlmoe_core.train.trained import Trained
@@ -47,18 +46,6 @@ def task_of(recipe: Recipe) -> str:
             "--format safetensors"
         )
     return aim.name
-
-
-def check_exportable(recipe: Recipe) -> None:
-    """Raises UsageError for a model that answers otherwise at every call, so that no copy of it can be checked."""
-    for pool, moe in recipe.model.pools.items():
-        if moe.router.name in LEFT_OUT:
-            raise UsageError(f"moe.{pool} has the router '{moe.router.name}', which draws experts anew at every call")
-        if moe.priority == "random" and moe.eval_capacity_factor is not None:
-            raise UsageError(
-                f"moe.{pool} drops tokens at random (priority: random, eval_capacity_factor: "
-                f"{moe.eval_capacity_factor}); finetune it with priority: gate first"
-            )
 
 
 def model_config(trained: Trained, state: Mapping[str, Tensor]) -> dict[str, Any]:

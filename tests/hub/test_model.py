@@ -17,7 +17,7 @@ from vlmoe_core.checkpoint.state import RunState
 from vlmoe_core.checkpoint.stored import StoredTensors
 from vlmoe_core.checkpoint.write import write_model
 from vlmoe_core.errors import CheckpointError, HubError, UsageError
-from vlmoe_core.hub.card import GENERATED
+from vlmoe_core.hub.card.build import GENERATED
 from vlmoe_core.hub.export.native import NativeOptions, in_dtype, write_native
 from vlmoe_core.hub.model import VLMoE
 from vlmoe_core.hub.push import PushRequest, push

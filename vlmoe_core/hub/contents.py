@@ -20,9 +20,9 @@ from vlmoe_core.checkpoint.manifest import Manifest, read_manifest, write_record
 from vlmoe_core.checkpoint.read import read_checkpoint
 from vlmoe_core.checkpoint.state import read_state
 from vlmoe_core.errors import CheckpointError, UsageError
-from vlmoe_core.hub.card import CARD, GENERATED, PLACEHOLDER, build_card, license_in, somebody_wrote
-from vlmoe_core.hub.card_folder import ENVIRONMENT, METRICS, REPORT
-from vlmoe_core.hub.card_receipts import EXPORTED
+from vlmoe_core.hub.card.build import CARD, GENERATED, PLACEHOLDER, build_card, license_in, somebody_wrote
+from vlmoe_core.hub.card.folder import ENVIRONMENT, METRICS, REPORT
+from vlmoe_core.hub.card.receipts import EXPORTED
 from vlmoe_core.hub.results import eval_results_files
 from vlmoe_core.train.results import FOLDER as RESULTS
 from vlmoe_core.train.results import read_results

@@ -11,7 +11,7 @@ from vlmoe_core.checkpoint.layout import step_of
 from vlmoe_core.data.naming import public_names
 from vlmoe_core.errors import UsageError
 from vlmoe_core.hf import is_hub
-from vlmoe_core.hub.card_folder import REPORT
+from vlmoe_core.hub.card.folder import REPORT
 from vlmoe_core.hub.contents import described, report_files, same_weights
 from vlmoe_core.hub.push import PushRequest
 from vlmoe_core.hub.there import TOLD, published

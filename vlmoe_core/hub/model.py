@@ -22,7 +22,7 @@ from vlmoe_core.data.example import Example
 from vlmoe_core.data.prepare import NothingHidden, build_preparer
 from vlmoe_core.errors import UsageError
 from vlmoe_core.hf import HUB_PREFIX, Address, is_hub
-from vlmoe_core.hub.card import write_card
+from vlmoe_core.hub.card.build import write_card
 from vlmoe_core.hub.export.native import NativeOptions, write_native
 from vlmoe_core.hub.opened import build_model
 from vlmoe_core.hub.push import MESSAGE, PushRequest, push

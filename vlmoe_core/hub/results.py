@@ -15,7 +15,7 @@ import yaml
 
 from vlmoe_core.data.naming import is_hub_data
 from vlmoe_core.errors import UsageError
-from vlmoe_core.hub.card_text import one_line
+from vlmoe_core.hub.card.text import one_line
 from vlmoe_core.train.results import StoredResult
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from vlmoe_core.checkpoint.layout import MANIFEST
 from vlmoe_core.hf import hub_errors, quiet
-from vlmoe_core.hub.card import CARD
-from vlmoe_core.hub.card_folder import ENVIRONMENT, FIGURES, METRICS, REPORT
+from vlmoe_core.hub.card.build import CARD
+from vlmoe_core.hub.card.folder import ENVIRONMENT, FIGURES, METRICS, REPORT
 from vlmoe_core.train.results import FOLDER as RESULTS
 
 KNOWN = (MANIFEST, CARD, f"{RESULTS}/*.json")

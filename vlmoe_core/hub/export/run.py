@@ -13,7 +13,7 @@ from vlmoe_core.checkpoint.layout import MANIFEST, name_of
 from vlmoe_core.checkpoint.write import library_versions, refuse_filled
 from vlmoe_core.data.config import SPLITS, STREAMS
 from vlmoe_core.errors import HubError
-from vlmoe_core.hub.card import CARD, build_card
+from vlmoe_core.hub.card.build import CARD, build_card
 from vlmoe_core.hub.export.formats import FORMATS, TOLERANCE, Check, FormatName, WriteOptions
 from vlmoe_core.hub.export.measure import Measured, measure
 from vlmoe_core.hub.export.quantise import QuantisedShare

@@ -14,7 +14,7 @@ from vlmoe_core.checkpoint.read import read_checkpoint
 from vlmoe_core.checkpoint.state import RunState, read_state
 from vlmoe_core.checkpoint.stored import StoredTensors
 from vlmoe_core.errors import CheckpointError, UsageError
-from vlmoe_core.hub.card_receipts import EXPORTED, IMPORTED, UPCYCLED, Exported, Imported, Upcycled, read_receipt
+from vlmoe_core.hub.card.receipts import EXPORTED, IMPORTED, UPCYCLED, Exported, Imported, Upcycled, read_receipt
 from vlmoe_core.recipe.config import ModelRecipe, Recipe
 from vlmoe_core.recipe.load import load_model_recipe
 from vlmoe_core.train.results import StoredResult, read_results

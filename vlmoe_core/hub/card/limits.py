@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from vlmoe_core.data.config import STREAMS
 from vlmoe_core.data.naming import SCENES, public_name, public_names
-from vlmoe_core.hub.card_facts import model_name
-from vlmoe_core.hub.card_folder import CardFolder
+from vlmoe_core.hub.card.facts import model_name
+from vlmoe_core.hub.card.folder import CardFolder
 
 
 def limits(folder: CardFolder) -> list[str]:

@@ -10,8 +10,8 @@ from vlmoe_core.checkpoint.layout import STEP_NAME
 from vlmoe_core.data.config import SPLITS, STREAMS
 from vlmoe_core.data.naming import file_name, public_details, public_name
 from vlmoe_core.hf import is_hub
-from vlmoe_core.hub.card_folder import CardFolder, Line
-from vlmoe_core.hub.card_text import Markdown, escaped
+from vlmoe_core.hub.card.folder import CardFolder, Line
+from vlmoe_core.hub.card.text import Markdown, escaped
 from vlmoe_core.hub.results import current_results, examples_of, main_metrics, other_metrics
 from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.moe.config import MoEConfig

@@ -14,10 +14,10 @@ from vlmoe_core.data.config import STREAMS
 from vlmoe_core.data.naming import is_hub_data, public_name
 from vlmoe_core.errors import UsageError
 from vlmoe_core.hf import Address, is_hub
-from vlmoe_core.hub.card_facts import data_rows, model_rows, result_tables, training_rows
-from vlmoe_core.hub.card_folder import CONFIG, CardFolder
-from vlmoe_core.hub.card_limits import limits
-from vlmoe_core.hub.card_text import Markdown, fill, one_line
+from vlmoe_core.hub.card.facts import data_rows, model_rows, result_tables, training_rows
+from vlmoe_core.hub.card.folder import CONFIG, CardFolder
+from vlmoe_core.hub.card.limits import limits
+from vlmoe_core.hub.card.text import Markdown, fill, one_line
 from vlmoe_core.hub.results import PIPELINES, current_results, model_index
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from tests.train.tasks_support import finetuned
 from tests.train.test_results import REPORT
 from vlmoe_core.analysis.routing.files import report_on
 from vlmoe_core.errors import CheckpointError, UsageError
-from vlmoe_core.hub.card import build_card, write_card
-from vlmoe_core.hub.card_receipts import Exported, Imported, Upcycled
+from vlmoe_core.hub.card.build import build_card, write_card
+from vlmoe_core.hub.card.receipts import Exported, Imported, Upcycled
 from vlmoe_core.hub.export.run import Receipt as ExportReceipt
 from vlmoe_core.hub.importers.receipt import Receipt as ImportReceipt
 from vlmoe_core.hub.upcycling.receipt import Receipt as UpcycleReceipt

@@ -97,14 +97,6 @@ def fetch_folder(spec: str, patterns: Sequence[str]) -> Path:
     return folder
 
 
-def fetch_file(spec: str, name: str) -> Path:
-    """Fetch one file, or find it in the cache. Raises HubError, also where there is no such file."""
-    found = first_file(spec, [name])
-    if found is None:
-        raise HubError(f"{Address.parse(spec)} has no file {name}; check the name and the revision")
-    return found
-
-
 def first_file(spec: str, names: Sequence[str]) -> Path | None:
     """Fetch the first of several files that a repository has; None: it has none of them. Raises HubError."""
     from huggingface_hub import hf_hub_download

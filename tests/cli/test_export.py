@@ -59,6 +59,15 @@ def test_a_task_sized_graph(work: Path, tmp_path: Path) -> None:
     assert (tmp_path / "graph" / "model-text.onnx").exists()
 
 
+def test_before_and_after_are_measured_on_what_the_export_takes(work: Path, tmp_path: Path) -> None:
+    """The whole pretrained model on pictures alone is what its vision path is: nothing of it changed."""
+    words = ("--model", "runs/base", "--modality", "vision", "--out", str(tmp_path / "vision"), "--json")
+    found = vlmoe(work, *EXPORT, "safetensors", *words).data
+    before, after = found["metric_before"], found["metric_after"]
+    assert before["examples"] == after["examples"] and after["value"] > 0
+    assert before["value"] == pytest.approx(after["value"], abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -4,12 +4,10 @@ from datetime import datetime
 from pathlib import Path
 
 import huggingface_hub
-import pytest
 import yaml
 
 from tests.train.test_results import REPORT
-from vlmoe_core.errors import UsageError
-from vlmoe_core.hub.results import current_results, eval_results_files, main_metrics, model_index, write_eval_results
+from vlmoe_core.hub.results import current_results, eval_results_files, main_metrics, model_index
 from vlmoe_core.train.results import StoredResult, read_results, save_result
 
 DATA = "vlmoe scenes (drawn)"
@@ -98,12 +96,3 @@ def test_long_and_strange_names_make_short_plain_file_names(tmp_path: Path) -> N
         name = path.removeprefix(".eval_results/").removesuffix(".yaml")
         assert len(name) <= 80 and name.replace("-", "").isalnum() and name.isascii()
         assert yaml.safe_load(text)[0]["dataset"]["id"] in (seen, seen + "x")
-
-
-def test_the_files_are_written_beside_the_model(tmp_path: Path) -> None:
-    results = stored(tmp_path)
-    assert write_eval_results(tmp_path, results, 4) == [tmp_path / FILE]
-    assert (tmp_path / FILE).read_text() == eval_results_files(results, 4)[FILE]
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="can't be written"):
-        write_eval_results(tmp_path / "file", results, 4)

@@ -52,14 +52,14 @@ def dump_json(value: Any) -> str:
 def write_manifest(folder: Path, created: int, versions: Mapping[str, str]) -> None:
     """Record every file under `folder` in its manifest.json."""
     files = {name: _record(folder / name) for name in listed_files(folder) if name != MANIFEST}
-    write_records(folder, Manifest(created, versions, files))
+    (folder / MANIFEST).write_text(manifest_text(Manifest(created, versions, files)), encoding="utf-8")
 
 
-def write_records(folder: Path, manifest: Manifest) -> None:
-    """Write manifest.json from records that are known."""
+def manifest_text(manifest: Manifest) -> str:
+    """manifest.json of records that are known."""
     files = {name: asdict(record) for name, record in manifest.files.items()}
     body = {"format": FORMAT, "created": manifest.created, "versions": dict(manifest.versions), "files": files}
-    (folder / MANIFEST).write_text(dump_json(body | {"digest": _digest(body)}), encoding="utf-8")
+    return dump_json(body | {"digest": _digest(body)})
 
 
 def read_manifest(folder: Path) -> Manifest:

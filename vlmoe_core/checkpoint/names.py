@@ -35,15 +35,6 @@ def split_experts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return split
 
 
-def fuse_experts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `split_experts`: stacks the experts of each layer to one tensor of shape (E, ...).
-
-    Raises:
-        CheckpointError: an expert is missing.
-    """
-    return {name: fuse([state[part] for part in parts], name, parts) for name, parts in group_experts(state).items()}
-
-
 def fuse(tensors: list[Tensor], name: str, parts: tuple[str, ...]) -> Tensor:
     """The tensor `name` from those of its `parts`, as `group_experts` names them."""
     return tensors[0] if parts == (name,) else torch.stack(tensors)

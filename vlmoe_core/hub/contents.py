@@ -16,7 +16,7 @@ from typing import Any
 from vlmoe_core.checkpoint.files import listed_files
 from vlmoe_core.checkpoint.layout import MANIFEST, MODEL, OPTIMIZER, RECIPE, STATE, list_checkpoints, step_folder
 from vlmoe_core.checkpoint.locate import resolve
-from vlmoe_core.checkpoint.manifest import Manifest, read_manifest, write_records
+from vlmoe_core.checkpoint.manifest import Manifest, manifest_text, read_manifest
 from vlmoe_core.checkpoint.read import read_checkpoint
 from vlmoe_core.checkpoint.state import read_state
 from vlmoe_core.errors import CheckpointError, UsageError
@@ -162,18 +162,11 @@ def _model_files(checkpoint: Path, with_optimizer: bool) -> dict[str, Path | byt
     if with_optimizer and not any(map(_is_optimizer, kept)):
         raise UsageError(f"{checkpoint} holds no optimiser; leave --with-optimizer away")
     files: dict[str, Path | bytes] = {name: checkpoint / name for name in kept}
-    return files | {MANIFEST: _manifest(Manifest(manifest.created, manifest.versions, kept))}
+    return files | {MANIFEST: manifest_text(Manifest(manifest.created, manifest.versions, kept)).encode()}
 
 
 def _is_optimizer(name: str) -> bool:
     return name.startswith((f"{OPTIMIZER}-", f"{OPTIMIZER}."))
-
-
-def _manifest(manifest: Manifest) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        write_records(Path(folder), manifest)
-        read_manifest(Path(folder))
-        return (Path(folder) / MANIFEST).read_bytes()
 
 
 def _run_files(run: Path, with_images: bool) -> dict[str, Path | bytes]:

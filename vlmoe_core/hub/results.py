@@ -8,13 +8,11 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from vlmoe_core.data.naming import is_hub_data
-from vlmoe_core.errors import UsageError
 from vlmoe_core.hub.card.text import one_line
 from vlmoe_core.train.results import StoredResult
 
@@ -48,20 +46,6 @@ def eval_results_files(results: Iterable[StoredResult], step: int) -> dict[str, 
         )
         for one in current_results(results, step)
     }
-
-
-def write_eval_results(folder: Path, results: Iterable[StoredResult], step: int) -> list[Path]:
-    """Write those files into a folder that is published. Raises UsageError if the disk refuses."""
-    paths = []
-    for name, text in eval_results_files(results, step).items():
-        path = folder / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"{path} can't be written: {error.strerror}; choose another folder") from error
-        paths.append(path)
-    return paths
 
 
 def model_index(results: Sequence[StoredResult]) -> "list[EvalResult]":

@@ -154,3 +154,17 @@ def test_a_header_that_lies(nli: Trained, tmp_path: Path) -> None:
         write_manifest(folder, int(time.time()), {})
         with pytest.raises(CheckpointError, match=message):
             VLMoE.from_pretrained(folder)
+
+
+def test_a_fresh_process_finds_the_package_that_is_running(
+    nli: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not another copy of it that lies in the working folder, or where PYTHONPATH leads."""
+    for place in (tmp_path / "here", tmp_path / "there"):
+        (place / "vlmoe_core").mkdir(parents=True)
+        (place / "vlmoe_core" / "__init__.py").write_text("raise ImportError('another copy')")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "there"))
+    kind = Safetensors()
+    written = kind.write(nli, tmp_path / "model", WriteOptions())
+    assert kind.check(written.trained, tmp_path / "model", samples_of(nli, 2)).identical

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from vlmoe_core.errors import CheckpointError
+from vlmoe_core.hub.export.measure import Measured
 
 IMPORTED, UPCYCLED, EXPORTED = "import.json", "upcycle.json", "export.json"
 
@@ -55,17 +56,6 @@ class Quantised:
 
     values_quantised: int
     values_total: int
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A number before or after."""
-
-    name: str
-    value: float
-    interval: tuple[float, float] | None
-    examples: int
-    split: str
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from vlmoe_core.moe.config import ROUTERS, BalanceConfig, MoEConfig
 from vlmoe_core.recipe.tree import plain
 from vlmoe_core.recipe.yaml12 import parse
 from vlmoe_core.tasks.config import TASKS
-from vlmoe_core.train.init import load_run_recipe
+from vlmoe_core.train.init import load_planned_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -72,7 +72,7 @@ def test_the_data_example_is_valid() -> None:
 def test_the_finetuning_example_is_valid(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(blocks("yaml")[1])
-    recipe = load_run_recipe(str(path), base_of=lambda init: ROOT / "recipes" / "flickr8k" / "pretrain.yaml").recipe
+    recipe = load_planned_recipe(str(path), model=Path("runs/flickr8k-pretrain")).loaded.recipe
     assert recipe.task is not None
     assert recipe.model.image_size == 480
     assert set(re.findall(r"^\| `(\w+)` \| stream", README, re.MULTILINE)) == set(plugin_names(TASKS))

@@ -1,4 +1,4 @@
-"""`vlmoe data index | check`: the data of a recipe, before a run."""
+"""`vlmoe data index | check | tokenize`: the data of a recipe, before a run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -7,6 +7,7 @@ import typer
 
 from vlmoe_cli.options import JsonOption, RecipeArgument, SetOption, examples, group
 from vlmoe_cli.output import Output
+from vlmoe_cli.tokenizing import EXAMPLES, tokenize
 
 if TYPE_CHECKING:
     from vlmoe_core.data.check import ImageSizes, SourceSurvey, TextLengths
@@ -15,8 +16,12 @@ if TYPE_CHECKING:
 SHOWN_BROKEN = 10
 
 app = group(
-    help="Build index caches ahead, and look at the data of a recipe.",
-    epilog=examples("vlmoe data index flickr8k/pretrain", "vlmoe data check quickstart/pretrain --limit 500"),
+    help="Build index caches ahead, look at the data of a recipe, store its visual tokens.",
+    epilog=examples(
+        "vlmoe data index flickr8k/pretrain",
+        "vlmoe data check quickstart/pretrain --limit 500",
+        "vlmoe data tokenize quickstart/pretrain --out tokens",
+    ),
 )
 
 
@@ -81,6 +86,9 @@ def check(
             f"broken examples: {len(checked.broken):,}, the first: {checked.broken[0]}; mend them, or set "
             "data.on_error=skip to leave their places empty"
         )
+
+
+app.command(epilog=EXAMPLES)(tokenize)
 
 
 def _print(output: Output, checked: "Checked") -> None:

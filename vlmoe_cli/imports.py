@@ -1,4 +1,4 @@
-"""`vlmoe import`: an encoder from the weights of BEiT-3, VLMo, BEiT or BERT."""
+"""`vlmoe import`: an encoder from the weights of BEiT-3, VLMo, BEiT or BERT, a visual tokenizer from those of VQ-KD."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,11 +16,14 @@ EXAMPLES = (
     "vlmoe import beit hf-hub:microsoft/beit-base-patch16-224-pt22k --image-size 384 --out models/beit-384",
     "vlmoe import vlmo vlmo_base_patch16_224.pt --tokenizer vocab.txt --out models/vlmo",
     "vlmoe import bert hf-hub:google-bert/bert-base-uncased --out models/bert-words",
+    "vlmoe import vqkd vqkd_encoder_base_decoder_3x768x12_clip-d5036aa7.pth --out models/vqkd",
 )
 
 
 def import_weights(
-    family: Annotated[str, typer.Argument(metavar="beit3|vlmo|beit|bert", help="Kind of weights.", show_default=False)],
+    family: Annotated[
+        str, typer.Argument(metavar="beit3|vlmo|beit|bert|vqkd", help="Kind of weights.", show_default=False)
+    ],
     source: Annotated[
         str,
         typer.Argument(
@@ -29,7 +32,7 @@ def import_weights(
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the model, new or empty.", show_default=False)],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder that is written, new or empty.", show_default=False)],
     tokenizer: Annotated[
         str | None,
         typer.Option(
@@ -62,7 +65,8 @@ def import_weights(
     """Make a model folder of other people's weights, for pretrain --model and finetune --model.
 
     Loads tensors only: a file that holds code is refused. Every key is used, or named as unused with the reason, in the
-    folder's import.json. From BERT come the tokenizer and the word embeddings only.
+    folder's import.json. From BERT come the tokenizer and the word embeddings only. Of vqkd (the tokenizers of BEiT v2)
+    it makes the folder of a visual tokenizer, for tokenizers.visual.load.
     """
     from dataclasses import asdict
 
@@ -82,7 +86,7 @@ def import_weights(
 def _facts(receipt: "Receipt", out: Path) -> dict[str, object]:
     unused, new = sum(receipt.unused.values()), sum(receipt.new.values())
     return {
-        "model": str(out),
+        "visual tokenizer" if receipt.family == "vqkd" else "model": str(out),
         "source": f"{receipt.source} ({receipt.family})",
         "keys": f"{len(receipt.keys) - unused:,} used, {unused:,} unused",
         "tensors": f"{len(receipt.tensors) - new:,} filled, {new:,} new",

@@ -16,6 +16,7 @@ from vlmoe_cli import (
     checkpoint,
     data,
     env,
+    estimate,
     evaluate,
     export,
     finetune,
@@ -60,6 +61,7 @@ app.command(epilog=examples(*push.EXAMPLES))(push.push)
 app.command(name="import", epilog=examples(*imports.EXAMPLES))(imports.import_weights)
 app.command(epilog=examples(*upcycle.EXAMPLES))(upcycle.upcycle)
 app.command(epilog=examples(*validate.EXAMPLES))(validate.validate)
+app.command(epilog=examples(*estimate.EXAMPLES))(estimate.estimate)
 app.add_typer(data.app, name="data")
 app.add_typer(predict.app, name="predict")
 app.add_typer(checkpoint.app, name="checkpoint")

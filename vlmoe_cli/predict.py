@@ -50,29 +50,38 @@ def masked(
     model: ModelOption = None,
     top: Annotated[int, typer.Option(min=1, help="Words for each [MASK].")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the hidden patches.")] = 0,
-    out: Annotated[Path, typer.Option(help="PNG of the picture: as it is, hidden, filled in.")] = Path("filled.png"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="PNG of the picture: as it is, hidden, filled in; by default filled.png.", show_default=False
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Fill the [MASK]s of a text and the hidden patches of a picture."""
     from vlmoe_core.analysis.masked import fill_gaps, save_picture, stream_of
+    from vlmoe_core.errors import UsageError
     from vlmoe_core.train.trained import load_trained, newest_pretrained
 
     output = Output(json)
     trained = load_trained(model or newest_pretrained(stream_of(image, text)))
     output.note(f"model {trained.name}, step {trained.step}")
     filled = fill_gaps(trained, image, text, top, seed)
+    if filled.undrawn is not None and out is not None:
+        raise UsageError(f"--out {out}: {filled.undrawn}; leave --out away")
     rows = [
         {"[MASK]": gap.place + 1, "word": word, "probability": probability}
         for gap in filled.gaps
         for word, probability in gap.words
     ]
     output.table(rows)
-    if filled.picture is not None:
-        save_picture(filled.picture, out)
-        output.text(f"{filled.hidden} hidden patches filled in: {out}")
-    output.data(
-        {"model": trained.name, "masks": rows, "hidden": filled.hidden, "picture": out if filled.picture else None}
-    )
+    drawn = (out or Path("filled.png")) if filled.picture is not None else None
+    if filled.picture is not None and drawn is not None:
+        save_picture(filled.picture, drawn)
+        output.text(f"{filled.hidden} hidden patches filled in: {drawn}")
+    if filled.undrawn is not None:
+        output.note(filled.undrawn)
+    output.data({"model": trained.name, "masks": rows, "hidden": filled.hidden, "picture": drawn})
 
 
 @app.command(epilog=examples('vlmoe predict vqa --image photo.jpg --question "what colour is the square?"'))

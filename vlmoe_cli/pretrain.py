@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vlmoe_cli.codes import code_rows, codes_report, next_with_codes
 from vlmoe_cli.options import (
     JsonOption,
     NumProcessesOption,
@@ -36,7 +37,7 @@ def pretrain(
     public: PublicOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Pretrain a model by masked data modelling on images, texts and pairs."""
+    """Pretrain a model by masked data modelling on images, texts and pairs, or train a visual tokenizer."""
     from vlmoe_core.errors import UsageError
     from vlmoe_core.recipe.load import read_recipe
     from vlmoe_core.train.init import load_run_recipe
@@ -61,11 +62,16 @@ def pretrain(
 def _show(out: Output, typed: str, outcome: "Outcome", recipe: "Recipe") -> None:
     """The losses before and after, where things lie, and what to type next."""
     from vlmoe_core.train.metrics import read_metrics
+    from vlmoe_core.train.visual import trains_tokenizer
 
     lines = read_metrics(outcome.folder / "metrics.jsonl", "eval")
+    codes = codes_report(outcome.folder) if trains_tokenizer(recipe) else None
     rows = _rows(lines[0], lines[-1]) if lines else []
-    title = f"Held-out losses in nats, step {lines[0]['step']} to {lines[-1]['step']}" if lines else ""
-    out.table(rows, title)
+    steps = f"step {lines[0]['step']} to {lines[-1]['step']}" if lines else ""
+    if codes is None:
+        out.table(rows, f"Held-out losses in nats, {steps}")
+    else:
+        out.table(code_rows(lines[0], lines[-1], codes) if lines else [], f"Held-out figures, {steps}")
     out.record(
         {
             "run folder": outcome.folder,
@@ -83,6 +89,7 @@ def _show(out: Output, typed: str, outcome: "Outcome", recipe: "Recipe") -> None
             "step": outcome.step,
             "finished": outcome.finished,
             "losses": rows,
+            **({} if codes is None else {"codes": codes}),
             "seconds": outcome.seconds,
             "broken": outcome.broken,
         }
@@ -104,8 +111,12 @@ def _rows(first: dict[str, Any], last: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _next_command(typed: str, outcome: "Outcome", recipe: "Recipe") -> str:
+    from vlmoe_core.train.visual import trains_tokenizer
+
     if not outcome.finished:
         return f"vlmoe pretrain {typed} --resume {outcome.folder}"
+    if trains_tokenizer(recipe):
+        return next_with_codes(recipe, outcome.folder)
     words = '--text "a red [MASK] left of a circle"'
     size = recipe.batch.size
     example = words if size.text else f"--image PICTURE {words}" if size.pair else "--image PICTURE"

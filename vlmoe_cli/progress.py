@@ -30,10 +30,18 @@ def metrics_of(record: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in found.items() if "/" not in name}
 
 
+def codes_of(record: Mapping[str, Any]) -> dict[str, str]:
+    """The figures of a visual tokenizer's codes, in words."""
+    found = {k.removeprefix("codes/"): v for k, v in record.items() if k.startswith("codes/")}
+    shown = {"used": "{:.1%}", "perplexity": "{:.0f}", "pixel_error": "{:.4f}"}
+    return {name.replace("_", " "): form.format(found[name]) for name, form in shown.items() if name in found}
+
+
 def figures_line(record: Mapping[str, Any]) -> str:
-    """The losses of a line, and its metrics in percent."""
+    """The losses of a line, its metrics in percent, and the figures of its codes."""
     losses = [f"{name} {value:.3f}" for name, value in losses_of(record).items()]
-    return "  ".join([*losses, *(f"{name} {value:.1f} %" for name, value in metrics_of(record).items())])
+    metrics = [f"{name} {value:.1f} %" for name, value in metrics_of(record).items()]
+    return "  ".join([*losses, *metrics, *(f"codes {name} {value}" for name, value in codes_of(record).items())])
 
 
 def health_of(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -189,7 +197,7 @@ class LiveProgress(Reporter):
         self.held_out = losses_of(record)
         found = {k.removeprefix("baseline/"): v for k, v in record.items() if k.startswith("baseline/")}
         self.baseline = found or self.baseline
-        if metrics_of(record):
+        if metrics_of(record) or codes_of(record):
             self._say(f"held-out at step {record['step']}: {figures_line(record)}", "")
 
     def saved(self, path: Path) -> None:
@@ -202,9 +210,10 @@ class LiveProgress(Reporter):
         from rich import box
         from rich.table import Table
 
-        table = Table("loss", "training", "held out", "unigram", box=box.SIMPLE_HEAD)
+        columns = {"held out": self.held_out} | ({"unigram": self.baseline} if self.baseline else {})
+        table = Table("loss", "training", *columns, box=box.SIMPLE_HEAD)
         for name, value in losses_of(record).items():
-            others = [f"{found[name]:.3f}" if name in found else "-" for found in (self.held_out, self.baseline)]
+            others = [f"{found[name]:.3f}" if name in found else "-" for found in columns.values()]
             table.add_row(name, f"{value:.3f}", *others)
         return table
 

@@ -77,7 +77,8 @@ def push_run(out: Output, outcome: "Outcome", typed: Typed) -> None:
 
 
 def _report(folder: Path, reporter: "Reporter") -> None:
-    """Show what the experts do. A run that is done does not fail for that, whatever goes wrong."""
+    """Show what the experts or the codes do. A run that is done does not fail for that, whatever goes wrong."""
+    from vlmoe_core.analysis.codes.files import report_on as report_on_codes
     from vlmoe_core.analysis.routing.files import report_on
 
     try:
@@ -85,3 +86,9 @@ def _report(folder: Path, reporter: "Reporter") -> None:
             reporter.note(f"what the experts do: {report}")
     except Exception as error:
         reporter.note(f"no report of the routing ({error}); try vlmoe route-stats --model {folder}")
+    try:
+        if files := report_on_codes(folder):
+            reporter.note(f"what the codes tell: {', '.join(map(str, files))}")
+    except Exception as error:
+        again = shlex.join(["vlmoe", "pretrain", str(folder / "recipe.yaml"), "--resume", str(folder)])
+        reporter.note(f"no report of the codes ({error}); to try again: {again}")

@@ -1,6 +1,7 @@
 """Predicting the gaps of a text and of a picture."""
 
 import os
+import random
 import shutil
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.analysis.codes.support import random_tokenizer, tokenizer_run
 from tests.train.support import tiny, train
 from vlmoe_core.analysis.masked import GAP, VEIL, fill_gaps, save_picture
+from vlmoe_core.data.batch import Batch
+from vlmoe_core.data.images import ImageTransform
 from vlmoe_core.data.scenes.draw import draw
 from vlmoe_core.data.scenes.world import make_scene
 from vlmoe_core.errors import DataError, UsageError
@@ -113,6 +117,41 @@ def test_the_newest_finished_run_that_fits_is_found(tmp_path: Path, run_folder: 
     recipe = tmp_path / "unfinished" / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("steps: 2", "steps: 5"))
     assert newest_pretrained("text", tmp_path) == tmp_path / "newer"
+
+
+def test_a_tokenizer_is_no_pretrained_model(tmp_path: Path) -> None:
+    run = tokenizer_run(tmp_path)
+    shutil.copytree(run, tmp_path / "runs" / "tokens")
+    with pytest.raises(UsageError, match=r"no finished run under .* was pretrained on the image stream"):
+        newest_pretrained("image", tmp_path / "runs")
+    with pytest.raises(UsageError, match=r"is a visual tokenizer: .*tokenizers.visual.load="):
+        fill_gaps(load_trained(run), None, "a red [MASK]", top=1, seed=0)
+
+
+def test_patches_are_drawn_by_the_models_tokenizer_in_sight_of_each_other(tmp_path: Path, picture: Path) -> None:
+    visual = random_tokenizer()
+    visual.save(tmp_path / "visual")
+    words = f"tokenizers.visual={{kind: vqkd, load: {tmp_path / 'visual'}, codebook_size: 16}}"
+    run = train(tiny(tmp_path, "train.steps=1", "optim.warmup_steps=1", words), tmp_path / "out").folder
+    trained = load_trained(run)
+    seen: dict[str, torch.Tensor] = {}
+    predict = trained.objective.predict
+
+    def listen(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        logits_TV, logits_IPC = predict(batch)  # type: ignore[operator]
+        seen.update(mask=batch.patch_mask_IP[0], codes=logits_IPC.argmax(-1)[0], pixels=batch.pixels_ICHW)
+        return logits_TV, logits_IPC
+
+    trained.objective.predict = listen
+    shown = np.asarray(fill_gaps(trained, picture, None, top=1, seed=1).picture)
+    whole = np.asarray(ImageTransform(16, None, 10**6)(picture.read_bytes(), random.Random(0)))
+    codes = torch.where(seen["mask"], seen["codes"], visual.encode(torch.from_numpy(whole)[None])[0])
+    drawn = (visual.decode(codes[None])[0] * 255).round().byte().numpy()
+    hidden = seen["mask"].numpy().reshape(4, 4).repeat(4, 0).repeat(4, 1)
+    side = shown.shape[0] - 2 * GAP
+    filled = shown[GAP : GAP + side, 2 * (side + GAP) + GAP :][:, :side][:: side // 16, :: side // 16]
+    assert (filled == np.where(hidden, drawn, whole).transpose(1, 2, 0)).all()
+    assert hidden.sum() == 6 * 16
 
 
 def test_the_picture_is_a_png_whatever_its_name(trained: Trained, picture: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`vlmoe data index | check`."""
+"""`vlmoe data index | check | tokenize`."""
 
 import io
 import json
@@ -91,3 +91,46 @@ def test_a_missing_source_is_one_message(capsys: pytest.CaptureFixture[str]) -> 
     for verb in ("index", "check"):
         code, out, err = run(capsys, verb, "my.yaml", "--set", "data.eval.text.0.path=absent.txt")
         assert (code, out) == (1, "") and "error: nothing matches 'absent.txt'" in err.splitlines()[-1]
+
+
+SMALL = (
+    "--set", "data.on_error=skip", "--set", "tokenizers.visual.codebook_size=2", "--set", "train.eval_examples=4",
+    "--set", "optim.warmup_steps=1",
+)  # fmt: skip
+
+
+def test_tokenize(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "tokenize", "my.yaml", *SMALL)
+    assert (code, out.splitlines()[:3]) == (
+        0,
+        ["stored tokens", "split  stream  positions  files", "train  pair    20         1"],
+    )
+    assert out.splitlines()[-1] == "20 positions, 12 of them broken: --set tokenizers.visual.tokens=tokens/my"
+    assert "tokens to store: 20 positions" in err and "train-pair: 20 of 20 positions are stored" in err
+    assert "expected time: about" in err and Path("tokens/my/tokens.json").is_file()
+    code, out, err = run(capsys, "tokenize", "my.yaml", "--json", *SMALL, "--set", "tokenizers.visual.tokens=tokens/my")
+    document = json.loads(out)
+    assert code == 0 and "nothing to do" in err and document["shards_written"] == 0
+    assert (document["folder"], document["positions"], document["broken"]) == ("tokens/my", 20, 12)
+    assert document["parts"] == [{"split": "train", "stream": "pair", "positions": 20, "files": 1}]
+
+
+def test_tokenize_takes_a_folder_and_refuses_another_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "tokenize", "my.yaml", *SMALL, "--out", "here")[0] == 0
+    assert Path("here/train-pair-00000.safetensors").is_file() and not Path("tokens").exists()
+    code, out, err = run(capsys, "tokenize", "my.yaml", *SMALL, "--out", "here", "--set", "train.steps=6")
+    assert (code, out) == (2, "") and "error: here was begun for another run: parts 20 positions" in err
+    code, out, err = run(capsys, "tokenize", "my.yaml", "--set", "tokenizers.visual.codebook_size=2")
+    assert (code, out) == (1, "") and "error: captions.jsonl:" in err
+
+
+def test_tokenize_interrupted_says_how_to_go_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(path: Path, *arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vlmoe_core.train.tokenize.write_shard", interrupted)
+    code, out, err = run(capsys, "tokenize", "my.yaml", *SMALL, "--set", "data.workers=0")
+    assert (code, out) == (130, "") and "Traceback" not in err
+    assert err.splitlines()[-1] == "interrupted; the same command goes on with the files that are missing in tokens/my"

@@ -60,7 +60,7 @@ def test_without_what_it_starts_from_the_command_says_what_to_do(tmp_path: Path)
     (tmp_path / "vqa.yaml").write_text(recipe_text("vqa", "runs/base"))
     done = vlmoe(tmp_path, "finetune", "vqa.yaml")
     assert done.code == 2
-    for word in ("init: ", "runs/base", "--model", "--set init=scratch"):
+    for word in ("init: ", "runs/base", "--set init=RUN", "--set init=scratch"):
         assert word in done.message
     assert not (tmp_path / "runs").exists()
 

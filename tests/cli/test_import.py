@@ -10,7 +10,10 @@ import torch
 
 from tests.hub.importers.support import encoder_of, vocab_file
 from tests.hub.importers.vlmo_reference import Sizes, random_state
+from tests.hub.importers.vqkd_reference import Sizes as TokenizerSizes
+from tests.hub.importers.vqkd_reference import published_file
 from vlmoe_cli.main import main
+from vlmoe_core.tokenizers.visual import load_visual_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +52,24 @@ def test_for_machines(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     }
 
 
+def test_a_visual_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(published_file(TokenizerSizes()), tmp_path / "vqkd.pth")
+    source, target = str(tmp_path / "vqkd.pth"), tmp_path / "tokenizers" / "v"
+    code, out, err = run(capsys, "vqkd", source, "--heads", "3", "--out", str(target))
+    assert code == 0
+    assert re.search(r"visual tokenizer +\S*tokenizers/v", out) and re.search(r"keys +\d+ used, 8 unused", out)
+    assert "of the training: its loss, or its teacher" in out and re.search(r"tensors +\d+ filled, 0 new", out)
+    assert "tokenizers.visual: {kind: vqkd, load: FOLDER, codebook_size: 40}" in " ".join(err.split())
+    assert load_visual_tokenizer(target).codebook_size == 40
+
+
 @pytest.mark.parametrize(
     ("changed", "code", "message"),
     [
-        (["clip"], 2, "there is no importer for clip; known: beit3, vlmo, beit, bert"),
+        (["clip"], 2, "there is no importer for clip; known: beit3, vlmo, beit, bert, vqkd"),
         (["vlmo", "absent.pth"], 2, "absent.pth is no file or folder"),
         (["beit"], 1, "this is another kind of model"),
+        (["vqkd"], 2, "--tokenizer: a visual tokenizer keeps its pixels"),
     ],
 )
 def test_what_can_not_be_is_one_message(

@@ -60,7 +60,7 @@ def test_one_document_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
         ("model.heads=3", 2, "must divide dim (16)"),
         ("data.train.pair.0={source: jsonl, path: a.jsonl}", 1, "error: nothing matches 'a.jsonl'"),
         ("tokenizers.text.load=./a.json", 1, "error: text tokenizer ./a.json is not there"),
-        ("tokenizers.visual.load=absent", 1, "is not there; give a folder"),
+        ("tokenizers.visual.load=absent", 1, "absent holds no visual tokenizer"),
     ],
 )
 def test_what_is_wrong_is_one_message(
@@ -68,6 +68,23 @@ def test_what_is_wrong_is_one_message(
 ) -> None:
     found, _, err = run(capsys, "my.yaml", "--set", override)
     assert found == code and message in err and len(err.splitlines()) == 1
+
+
+def test_a_run_that_is_not_there_yet_is_stood_in_for_without_data(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "quickstart/nli", "--no-data")
+    assert (code, err) == (0, "")
+    assert "start: runs/quickstart-pretrain is not there; shipped recipes give its model: quickstart/pretrain\n" in out
+    assert "ok           step: " in out
+    code, _, err = run(capsys, "quickstart/nli")
+    assert code == 2 and "init: no checkpoint at runs/quickstart-pretrain" in err and len(err.splitlines()) == 1
+
+
+def test_the_model_to_start_from_is_an_option(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nli = str(work / "nli.yaml")
+    code, out, err = run(capsys, nli, "--model", str(work / "runs" / "base"), "--no-data")
+    assert (code, err) == (0, "") and "start:" not in out and "ok           step: " in out
+    code, _, err = run(capsys, nli, "--model", "runs/nobody", "--no-data")
+    assert code == 2 and "init: no checkpoint at runs/nobody" in err
 
 
 def test_tokenizers_of_the_model_that_a_run_starts_from_are_not_fitted(

@@ -10,9 +10,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.model.support import BEIT3, CODES, SHARED, SPARSE, VLMO, VOCAB, batch_of, config_of, looped
-from vlmoe_core.data.config import StreamName
+from vlmoe_core.data.config import STREAMS, StreamName
 from vlmoe_core.model.config import PRESETS, ModelConfig
 from vlmoe_core.model.encoder import Encoder
+from vlmoe_core.model.paths import unused_modules
 from vlmoe_core.objectives.kinds.masked import Config, MaskedModelling
 
 BOTH: dict[str, Any] = {"vision": {"num_experts": 8}, "text": {"num_experts": 6, "top_k": 2}}
@@ -93,9 +94,11 @@ def size_of(module: nn.Module) -> int:
 
 
 def active_by_hand(model: MaskedModelling, config: ModelConfig) -> int:
-    """Every parameter, of an expert's only the share of the chosen ones."""
+    """Every trained parameter, of an expert's only the share of the chosen ones."""
     total = 0
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         share = 1.0
         if ".experts." in name:
             moe = config.pools[name.split(".ffn.")[1].split(".")[0]]
@@ -152,6 +155,19 @@ def test_counts_equal_the_built_model_for_every_switch(values: dict[str, Any], s
     assert config.num_params(VOCAB, None) == size_of(model.encoder)
     assert config.num_active_params(VOCAB, CODES) == active_by_hand(model, config)
     assert config.num_active_params(VOCAB, None) == active_by_hand(model, config) - size_of(model.heads)
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("values", SWITCHES)
+@pytest.mark.parametrize("sparse", [{}, {"moe": SPARSE}, SHARED])
+def test_what_an_input_passes(values: dict[str, Any], sparse: dict[str, Any], stream: StreamName) -> None:
+    config = config_of(**values, **(looped(sparse) if values.get("sub_norm") else sparse))
+    model = build(config, VOCAB, CODES)
+    elsewhere = {id(p) for module in unused_modules(model.encoder, {stream}) for p in module.parameters()}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in elsewhere or not name.startswith("encoder."):
+            parameter.requires_grad_(False)
+    assert config.num_path_params(stream, VOCAB) == active_by_hand(model, config)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

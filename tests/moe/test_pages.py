@@ -3,6 +3,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from vlmoe_core.moe import pages
 
@@ -67,3 +69,9 @@ def test_memory_of_another_dtype_that_was_never_written_is_not_a_number(size: in
             del fresh
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_fake_tensors_take_no_memory() -> None:
+    with FakeTensorMode():
+        fresh = pages.empty_like(nn.Parameter(torch.empty(2**24, 8)))
+    assert isinstance(fresh, FakeTensor)

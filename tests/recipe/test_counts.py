@@ -35,3 +35,15 @@ def test_flops_of_a_recipe_take_the_greatest_text() -> None:
 def test_padding_beyond_the_position_table_is_refused() -> None:
     with pytest.raises(ValueError, match=r"data\.pad_text_to \(200\) is more than model\.max_text_length \(128\)"):
         recipe_of(pad_text_to=200)
+
+
+def test_a_recipe_that_learns_nothing_is_refused() -> None:
+    values = recipe_of().model_dump()
+    images = {
+        "batch": {"size": {"image": 4}, "micro": {"image": 4}},
+        "data": {"train": {"image": [{"source": "scenes"}]}},
+    }
+    silent = {"objective": {"name": "masked", "weights": {"mim": 0, "itc": 1}}}
+    with pytest.raises(ValueError, match=r"every loss of what is read \(image\) has weight 0, and contrast \(itc\)"):
+        Recipe.model_validate({**values, **images, **silent})
+    assert Recipe.model_validate({**values, **silent}).num_params() > 0

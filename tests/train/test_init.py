@@ -233,7 +233,9 @@ def test_tokenizers_are_those_of_the_start(base: Path, tmp_path: Path) -> None:
 
 
 def test_a_start_that_is_missing_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"^init: no checkpoint at runs/none: .*pretrain it first.*--model.*scratch"):
+    with pytest.raises(
+        UsageError, match=r"^init: no checkpoint at runs/none: .*pretrain it first.*--set init=RUN.*scratch"
+    ):
         tuned(tmp_path, "vqa", init="runs/none")
 
 

@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from tests.train.support import tiny
-from vlmoe_core.errors import TrainError
+from tests.train.tasks_support import tuned
+from vlmoe_core.errors import TokenizerError, TrainError
 from vlmoe_core.model.config import ModelConfig
+from vlmoe_core.tasks.labels import Labels
 from vlmoe_core.train import rehearsal
 from vlmoe_core.train.rehearsal import count_parameters, shrunken_model, try_step
-from vlmoe_core.train.validate import noise_inputs
+from vlmoe_core.train.stand_ins import NoiseTeacher
+from vlmoe_core.train.trial import noise_inputs
 
 LARGE = {
     "preset": "large",
@@ -22,9 +25,9 @@ LARGE = {
 def test_a_shrunken_model_keeps_its_structure() -> None:
     large = ModelConfig.model_validate(LARGE)
     small = shrunken_model(large)
-    for name in ("layers", "heads", "vl_layers", "patch_size", "image_size", "max_text_length"):
+    for name in ("layers", "vl_layers", "patch_size", "image_size", "max_text_length"):
         assert getattr(small, name) == getattr(large, name)
-    assert (small.dim, small.hidden) == (128, 256)
+    assert (small.dim, small.heads, small.hidden) == (32, 2, 64)
     assert small.sparse_layers("vision") == large.sparse_layers("vision") and small.sparse_layers("text") == (2,)
     assert small.moe.vision is not None and (small.moe.vision.num_experts, small.moe.vision.top_k) == (5, 5)
     assert small.moe.text is not None and small.moe.text.num_experts == 3
@@ -55,13 +58,37 @@ def test_counting_takes_no_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_step_in_every_precision(tmp_path: Path, precision: str) -> None:
     recipe = tiny(tmp_path, f"train.precision={precision}", "train.compile=true").recipe
-    micro, visual = noise_inputs(recipe)
-    assert 0 < try_step(recipe, visual, micro.batches) < 100
+    inputs = noise_inputs(recipe)
+    assert 0 < try_step(recipe, inputs.visual, inputs.micro.batches) < 100
+
+
+def test_a_teacher_on_the_hub_is_stood_in_for(tmp_path: Path) -> None:
+    """It would be fetched: there is no such repository."""
+    recipe = tiny(
+        tmp_path,
+        "model={preset: tiny, modality: vision, vl_layers: 0, layers: 1, patch_size: 4, image_size: 16}",
+        "data={train: {image: [{source: scenes, size: 50, image_size: 16}]}}",
+        "batch={size: {image: 4}, micro: {image: 2}}",
+        "objective={name: vqkd, code_dim: 4, teacher: {model: ./absent, dim: 24}}",
+    ).recipe
+    inputs = noise_inputs(recipe)
+    assert isinstance(inputs.teacher, NoiseTeacher) and inputs.visual is None
+    loss = try_step(recipe, None, inputs.micro.batches, teacher=inputs.teacher)
+    assert 0.5 < loss < 2.5  # the cosine to random features is about 0; 1 and the commitment are left
+    with pytest.raises(TokenizerError, match="absent"):
+        try_step(recipe, None, inputs.micro.batches)
+
+
+def test_active_parameters_of_a_task_count_its_head(tmp_path: Path) -> None:
+    recipe = tuned(tmp_path, "classification").recipe
+    few, many = (count_parameters(recipe, Labels(tuple(map(str, range(n))))) for n in (2, 5))
+    assert many.total - few.total == many.active - few.active == 3 * (recipe.model.dim + 1)
+    assert few.total - few.active == recipe.num_params() - recipe.num_active_params() > 0
 
 
 def test_what_is_not_finite_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny(tmp_path).recipe
-    micro, visual = noise_inputs(recipe)
+    inputs = noise_inputs(recipe)
     build = rehearsal.build_objective
 
     def broken(*arguments: object) -> torch.nn.Module:
@@ -71,4 +98,4 @@ def test_what_is_not_finite_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(rehearsal, "build_objective", broken)
     with pytest.raises(TrainError, match="not finite in mlm, vlm_text;"):
-        try_step(recipe, visual, micro.batches)
+        try_step(recipe, inputs.visual, inputs.micro.batches)

@@ -7,7 +7,8 @@ import pytest
 
 from tests.data.files_support import SHARED, jpeg, needs_shared, write_tar
 from tests.train.support import tiny
-from vlmoe_core.errors import DataError, TokenizerError
+from tests.train.tasks_support import TASKS, tuned
+from vlmoe_core.errors import DataError, RecipeError, TokenizerError
 from vlmoe_core.recipe.load import LoadedRecipe
 from vlmoe_core.train import validate as validation
 from vlmoe_core.train.validate import Check, validate
@@ -18,6 +19,12 @@ LARGE = (
     "data.max_text.text=196",
     "batch={size: {image: 2048, text: 2048, pair: 2048}, micro: {image: 64, text: 64, pair: 64}}",
     "train.precision=bf16",
+)
+
+VQKD = (
+    "model={preset: tiny, modality: vision, vl_layers: 0, layers: 1, patch_size: 4, image_size: 16}",
+    "data={workers: 0, train: {image: [{source: scenes, size: 50, image_size: 16}]}}",
+    "batch={size: {image: 4}, micro: {image: 2}}",
 )
 
 
@@ -75,9 +82,9 @@ def test_a_missing_source_of_any_split_is_an_error(tmp_path: Path, split: str) -
         list(validate(tiny(tmp_path, f"data.{split}={{pair: [{{source: tar, path: absent-*.tar}}]}}")))
 
 
-@pytest.mark.parametrize("kind", ["text", "visual"])
-def test_a_missing_tokenizer_is_an_error(tmp_path: Path, kind: str) -> None:
-    with pytest.raises(TokenizerError, match="is not there"):
+@pytest.mark.parametrize(("kind", "message"), [("text", "is not there"), ("visual", "holds no visual tokenizer")])
+def test_a_missing_tokenizer_is_an_error(tmp_path: Path, kind: str, message: str) -> None:
+    with pytest.raises(TokenizerError, match=message):
         list(validate(tiny(tmp_path, f"tokenizers.{kind}.load={tmp_path}/absent.json")))
 
 
@@ -95,6 +102,41 @@ def test_without_data_nothing_is_opened(tmp_path: Path, cache: Path, monkeypatch
     assert "random" in made[1].detail and not cache.exists()
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_a_step_of_a_task_without_its_data(tmp_path: Path, cache: Path, task: str) -> None:
+    loaded = tuned(tmp_path, task, *(["task.answers=absent.json"] if task == "vqa" else []))
+    made, open_questions = checks(loaded, read_data=False)
+    assert [check.name for check in made] == ["recipe", "inputs", "model", "step"]
+    assert ("1,000 made-up labels" in made[1].detail) == (task in ("vqa", "classification"))
+    loss = figures(made, "step")["loss"]
+    assert isinstance(loss, float) and loss > 0
+    assert "step" not in open_questions and not cache.exists()
+
+
+def test_a_task_whose_data_are_of_another_stream_is_refused_without_data(tmp_path: Path) -> None:
+    text = "data.train={text: [{source: scenes, task: nli}]}"
+    with pytest.raises(RecipeError, match=r"task vqa reads data.train.pair, but data.train has sources of: text"):
+        list(validate(tuned(tmp_path, "vqa", text, "batch={size: {text: 2}, micro: {text: 2}}"), read_data=False))
+
+
+def test_what_stands_in_for_a_start_is_said(tmp_path: Path) -> None:
+    found = list(validate(tuned(tmp_path, "nli"), read_data=False, start="runs/a is not there"))
+    assert (found[1].name, found[1].detail) == ("start", "runs/a is not there")
+
+
+def test_a_visual_tokenizer_in_training(tmp_path: Path) -> None:
+    """It needs neither words nor another visual tokenizer; a teacher on the disk is read with the data alone."""
+    loaded = tiny(tmp_path, *VQKD, "objective={name: vqkd, code_dim: 4, teacher: {model: ./absent, dim: 24}}")
+    made, _ = checks(loaded, read_data=False)
+    assert "random features, 24 wide" in made[1].detail and made[-1].name == "step"
+    with pytest.raises(TokenizerError, match=r"\./absent"):
+        list(validate(loaded))
+    pixels = tiny(tmp_path, *VQKD, "objective={name: vqkd, code_dim: 4}")
+    made, open_questions = checks(pixels)
+    assert not {"text tokenizer", "visual tokenizer"} & {check.name for check in made}
+    assert "tokenizers" not in open_questions
+
+
 def test_streams_that_are_not_trained_stay_empty(tmp_path: Path) -> None:
     loaded = tiny(
         tmp_path,
@@ -109,7 +151,7 @@ def test_a_recipe_of_the_papers_size(tmp_path: Path) -> None:
     made, open_questions = checks(tiny(tmp_path, *LARGE), read_data=False)
     model = figures(made, "model")
     assert 1.9e9 < float(str(model["parameters"])) < 2.1e9 and float(str(model["active_parameters"])) < 0.3e9
-    assert figures(made, "step")["shrunken"] is True and "dim 96" in made[-1].detail
+    assert figures(made, "step")["shrunken"] is True and "dim 32" in made[-1].detail
     assert "model size" in open_questions
 
 

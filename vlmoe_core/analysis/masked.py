@@ -21,6 +21,7 @@ from vlmoe_core.data.images import ImageTransform
 from vlmoe_core.errors import DataError, UsageError
 from vlmoe_core.objectives.masking import Masking
 from vlmoe_core.train.trained import Trained
+from vlmoe_core.train.visual import refuse_tokenizer
 
 INPUTS = {"image": "single images", "text": "single texts", "pair": "images with texts"}
 GAP = 8
@@ -44,9 +45,11 @@ class Filled:
     gaps: tuple[Gap, ...]
     """One for each [MASK] of the text."""
     picture: Image.Image | None
-    """The picture, its hidden version and its filled version side by side; null without an image."""
+    """The picture, its hidden version and its filled version side by side; null without an image, and undrawn."""
     hidden: int
     """Patches that were hidden."""
+    undrawn: str | None = None
+    """Why there is no picture though there is an image; null: there is one, or no image."""
 
 
 def fill_gaps(trained: Trained, image: Path | None, text: str | None, top: int, seed: int) -> Filled:
@@ -60,11 +63,14 @@ def fill_gaps(trained: Trained, image: Path | None, text: str | None, top: int, 
         seed: chooses the hidden patches.
 
     Raises:
-        UsageError: neither is given, or the model has not seen such input.
+        UsageError: neither is given, the model has not seen such input, or an image alone can't be drawn.
         DataError: the picture can't be read.
     """
     stream = stream_of(image, text)
     _check_known(trained, stream)
+    undrawn = None if image is None else _undrawn(trained)
+    if undrawn is not None and text is None:
+        raise UsageError(f"{undrawn}; with --text and a [MASK] the words that fit the picture are predicted")
     sample = _make_sample(trained, stream, image, text, seed)
     model = trained.recipe.model
     batch = collate(stream, [sample], model.image_size, model.num_patches)
@@ -73,8 +79,10 @@ def fill_gaps(trained: Trained, image: Path | None, text: str | None, top: int, 
     gaps = _gaps(trained, sample, logits_TV, top) if sample.text_ids is not None else ()
     if sample.pixels is None or sample.patch_mask is None:
         return Filled(gaps, None, 0)
-    picture = _picture(trained, sample.pixels, sample.patch_mask, logits_IPC)
-    return Filled(gaps, picture, int(sample.patch_mask.sum()))
+    hidden = int(sample.patch_mask.sum())
+    if undrawn is not None:
+        return Filled(gaps, None, hidden, undrawn)
+    return Filled(gaps, _picture(trained, sample.pixels, sample.patch_mask, logits_IPC), hidden)
 
 
 def stream_of(image: Path | None, text: str | None) -> StreamName:
@@ -84,7 +92,18 @@ def stream_of(image: Path | None, text: str | None) -> StreamName:
     return "pair" if image is not None and text is not None else "image" if image is not None else "text"
 
 
+def _undrawn(trained: Trained) -> str | None:
+    """Why predicted patches can't be drawn; null: they can."""
+    visual = trained.tokenizers.visual
+    if visual is None:
+        return f"no picture: {trained.name} came without its visual tokenizer, which draws the predicted patches"
+    if not visual.draws:
+        return "no picture: the codes of the model's visual tokenizer stand for features of its teacher, not for pixels"
+    return None
+
+
 def _check_known(trained: Trained, stream: StreamName) -> None:
+    refuse_tokenizer(trained.recipe, trained.name)
     known = [s for s in STREAMS if trained.recipe.batch.size.of(s)]
     if stream not in known:
         raise UsageError(f"{trained.path} was trained on the streams {', '.join(known)}, not on {INPUTS[stream]}")
@@ -137,10 +156,14 @@ def _gaps(trained: Trained, sample: Sample, logits_TV: Tensor, top: int) -> tupl
 def _picture(
     trained: Trained, pixels_CHW: NDArray[np.uint8], mask_P: NDArray[np.bool_], logits_IPC: Tensor
 ) -> Image.Image:
-    """Original, hidden and filled, side by side."""
+    """Original, hidden and filled, side by side.
+
+    Patches that are seen have the codes that the tokenizer gives them, in whose sight others may be drawn.
+    """
     visual = trained.tokenizers.visual
-    assert visual is not None
-    codes = logits_IPC.argmax(-1)
+    assert visual is not None, "_undrawn says so"
+    seen_1P = visual.encode(torch.from_numpy(pixels_CHW)[None])
+    codes = torch.where(torch.from_numpy(mask_P), logits_IPC.argmax(-1), seen_1P)
     grid, size = trained.recipe.model.grid, trained.recipe.model.patch_size
     drawn = (visual.decode(codes, (grid, grid))[0] * 255).round().byte().numpy()
     hidden = mask_P.reshape(grid, grid).repeat(size, 0).repeat(size, 1)

@@ -49,6 +49,8 @@ class Batch:
     """(X, ...) what a task must predict of each example; null in pretraining and where nothing is known."""
     second_text_T: Tensor | None = None
     """bool, True for the tokens of the second of two texts, its [SEP] included; null: no sequence has two."""
+    codes_IP: Tensor | None = None
+    """int64 visual codes of the patches, where they were stored; null: whoever needs them encodes the pixels."""
 
     @property
     def num_sequences(self) -> int:

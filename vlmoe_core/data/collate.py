@@ -47,6 +47,7 @@ def collate(stream: StreamName, samples: Sequence[Sample], image_size: int, num_
         num_masked_words=int(sum((t >= 0).sum() for t in targets)),
         targets=_targets(samples),
         second_text_T=_second_texts(sequences),
+        codes_IP=_codes(samples),
     )
 
 
@@ -55,6 +56,11 @@ def _second_texts(sequences: Sequence[Sample]) -> torch.Tensor | None:
         return None
     pairs = [(len(s.text_ids), s.second_text_at) for s in sequences if s.text_ids is not None]
     return _concatenate([np.arange(n) >= (n if at is None else at) for n, at in pairs])
+
+
+def _codes(samples: Sequence[Sample]) -> torch.Tensor | None:
+    codes = [s.codes for s in samples if s.codes is not None]
+    return torch.from_numpy(np.stack(codes)) if codes else None
 
 
 def _targets(samples: Sequence[Sample]) -> torch.Tensor | None:

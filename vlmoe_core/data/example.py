@@ -63,6 +63,8 @@ class Sample:
     """The pictures behind the first one: each makes a sequence of its own with the same text."""
     target: NDArray[np.generic] | None = None
     """What a task must predict of the example."""
+    codes: NDArray[np.int64] | None = None
+    """(patches,), the visual codes of its picture, where they were stored."""
 
 
 @dataclass(frozen=True)

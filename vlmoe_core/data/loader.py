@@ -2,19 +2,20 @@
 
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vlmoe_core.data.batch import Batch
+from vlmoe_core.data.codes import StoredCodes
 from vlmoe_core.data.collate import collate
 from vlmoe_core.data.config import STREAMS, DataConfig, StreamName
 from vlmoe_core.data.example import Example, Record, Sample
 from vlmoe_core.data.prepare import Preparer
 from vlmoe_core.data.stream import Stream, WholeStream
-from vlmoe_core.errors import DataError
+from vlmoe_core.errors import DataError, TokenizerError
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class MicroBatch:
     """Messages of the broken examples, whose places are empty."""
     records: tuple[Record, ...] = ()
     """What scoring needs of the examples, in their order, where it was asked for."""
+    refused: str | None = None
+    """Why stored codes don't belong to the examples; its batches are empty then."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class MicroBatches(Dataset[MicroBatch]):
     """The streams of a micro-batch: all, those without sources empty; or the one stream of a task."""
     recorded: bool = False
     """Whether micro-batches carry the records of their examples."""
+    codes: Mapping[StreamName, StoredCodes] = field(default_factory=dict)
+    """Stored visual codes of the streams with images; none: they are made in the step."""
 
     @property
     def num_micros(self) -> int:
@@ -61,11 +66,13 @@ class MicroBatches(Dataset[MicroBatch]):
     def __getitem__(self, number: int) -> MicroBatch:
         """The micro-batch of that number."""
         drawn = Drawn()
-        batches = {
-            name: collate(name, self._samples(name, number, drawn), self.image_size, self.num_patches)
-            for name in self.names
-        }
-        return MicroBatch(number, batches, tuple(drawn.broken), tuple(drawn.records))
+        refused = None
+        try:
+            samples = {name: self._samples(name, number, drawn) for name in self.names}
+        except TokenizerError as error:
+            samples, refused = {name: [] for name in self.names}, str(error)
+        batches = {name: collate(name, some, self.image_size, self.num_patches) for name, some in samples.items()}
+        return MicroBatch(number, batches, tuple(drawn.broken), tuple(drawn.records), refused)
 
     def _samples(self, name: StreamName, number: int, drawn: "Drawn") -> list[Sample]:
         if name not in self.streams:
@@ -78,13 +85,18 @@ class MicroBatches(Dataset[MicroBatch]):
         for position in range(number * size, last):
             try:
                 example = stream[position]
-                samples.append(self.preparer(name, position, example, stream.random(position)))
+                sample = self.preparer(name, position, example, stream.random(position))
             except DataError as error:
                 drawn.broken.append(f"{error} (position {position} of the {name} stream)")
                 continue
+            samples.append(self._with_codes(name, sample))
             if self.recorded:
                 drawn.records.append(_record(position, example))
         return samples
+
+    def _with_codes(self, name: StreamName, sample: Sample) -> Sample:
+        """Raises TokenizerError where the stored codes are of another crop."""
+        return replace(sample, codes=self.codes[name].of(sample)) if name in self.codes else sample
 
 
 @dataclass(frozen=True)
@@ -99,7 +111,7 @@ def _record(position: int, example: Example) -> Record:
     return Record(position, example.name, example.image_id, example.words, example.second_text or "", example.facts)
 
 
-def load(dataset: MicroBatches, numbers: Sequence[int], data: DataConfig, processes: int = 1) -> Iterator[MicroBatch]:
+def load(dataset: MicroBatches, numbers: Iterable[int], data: DataConfig, processes: int = 1) -> Iterator[MicroBatch]:
     """The micro-batches of the given numbers, in order, made ahead by worker processes.
 
     Args:
@@ -110,17 +122,18 @@ def load(dataset: MicroBatches, numbers: Sequence[int], data: DataConfig, proces
 
     Raises:
         DataError: an example is broken and `data.on_error` is `raise`.
+        TokenizerError: stored codes are of other pixels.
     """
-    for micro in load_all(dataset, numbers, data, processes):
+    for micro in map(accepted, load_all(dataset, numbers, data, processes)):
         if micro.broken and data.on_error == "raise":
             raise DataError(f"{micro.broken[0]}; mend it, or set data.on_error=skip to leave its place empty")
         yield micro
 
 
 def load_all(
-    dataset: MicroBatches, numbers: Sequence[int], data: DataConfig, processes: int = 1
+    dataset: MicroBatches, numbers: Iterable[int], data: DataConfig, processes: int = 1
 ) -> Iterator[MicroBatch]:
-    """The same, whatever `data.on_error` says: for ranks that must refuse broken examples together."""
+    """The same, but not yet `accepted`, and whatever `data.on_error` says: for ranks that must refuse together."""
     workers = count_workers(data, processes)
     loader: DataLoader[MicroBatch] = DataLoader(
         dataset,
@@ -132,6 +145,13 @@ def load_all(
         pin_memory=False,
     )
     return iter(loader)
+
+
+def accepted(micro: MicroBatch) -> MicroBatch:
+    """The micro-batch. Raises TokenizerError where stored codes don't belong to it."""
+    if micro.refused is not None:
+        raise TokenizerError(micro.refused)
+    return micro
 
 
 def count_workers(data: DataConfig, processes: int = 1) -> int:

@@ -22,12 +22,14 @@ from vlmoe_core.checkpoint.state import read_state
 from vlmoe_core.errors import CheckpointError, UsageError
 from vlmoe_core.hub.card.build import CARD, GENERATED, PLACEHOLDER, build_card, license_in, somebody_wrote
 from vlmoe_core.hub.card.folder import ENVIRONMENT, METRICS, REPORT
-from vlmoe_core.hub.card.receipts import EXPORTED
+from vlmoe_core.hub.card.receipts import EXPORTED, IMPORTED
 from vlmoe_core.hub.results import eval_results_files
+from vlmoe_core.tokenizers.visual import CONFIG_FILE
 from vlmoe_core.train.results import FOLDER as RESULTS
 from vlmoe_core.train.results import read_results
 
 PAGE = f"{REPORT}/routing.html"
+PICTURE = f"{REPORT}/reconstructions.png"
 TITLE = re.compile(r"^# .*$", re.MULTILINE)
 NEVER = (".git", ".cache", "__pycache__", ".DS_Store")
 LEFTOVERS = ("*.partial", "*.removed", "*.tmp")
@@ -42,7 +44,7 @@ class Contents:
     with_optimizer: bool = False
     """The optimiser's state too, so that training can go on from the Hub; about twice the model's size."""
     with_images: bool = False
-    """The report with its pictures, which are cut from the data; without: drawn anew without them."""
+    """The report with its pictures, which are cut from the data; without: drawn anew without them, or left out."""
     license: str | None = None
     """The Hub's word for the licence of the weights, for the card; None: none is said."""
 
@@ -187,8 +189,9 @@ def _everything(folder: Path) -> dict[str, Path | bytes]:
 
 
 def _export_files(folder: Path, repo: str) -> dict[str, Path | bytes]:
-    """All of an export. Raises UsageError for a folder that is none, in which anything may lie."""
-    if not (folder / EXPORTED).is_file():
+    """All of an export, or of an imported tokenizer. Raises UsageError for others, in which anything may lie."""
+    is_tokenizer = (folder / IMPORTED).is_file() and (folder / CONFIG_FILE).is_file()
+    if not (folder / EXPORTED).is_file() and not is_tokenizer:
         raise UsageError(
             f"{folder} is no run, checkpoint, model folder or export of vlmoe; 'hf upload' sends other folders"
         )
@@ -217,15 +220,18 @@ def _whole_lines(path: Path) -> bytes:
 
 
 def report_files(folder: Path, with_images: bool) -> dict[str, Path | bytes]:
-    """A report of `vlmoe route-stats` as it is published, in `report/`: numbers, figures and page.
+    """A report on routing or codes as it is published, in `report/`: numbers, figures and page.
 
     Args:
         folder: where it lies; nothing where there is none.
-        with_images: the page with its pictures, which are cut from the data; without: drawn anew without them.
+        with_images: the page with its pictures, which are cut from the data, and the images that codes tell of;
+            without: drawn anew without them, or left out.
     """
     if not folder.is_dir():
         return {}
     files = {f"{REPORT}/{name}": path for name, path in _everything(folder).items()}
+    if not with_images:
+        files.pop(PICTURE, None)
     if PAGE in files and not with_images:
         del files[PAGE]
         files |= dict(_page_without_pictures(folder))

@@ -3,6 +3,8 @@
 Axis letters: T tokens, D width, S sequences, L places of a sequence, H heads, X kinds of sequences.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,6 +12,9 @@ from torch.nn import functional as F
 from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.model.layout import Layout, by_modality
 from vlmoe_core.model.relative import Relative, RelativeBias
+
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""(S, H, L, d) queries, keys, values, and a mask or bias -> (S, H, L, d)."""
 
 
 class Projections(nn.Module):
@@ -46,12 +51,13 @@ class Attention(Projections):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.heads = config.heads
+        self.kernel: Kernel = scaled_dot_product
         self.relative = _relative_bias(config)
 
     def forward(self, x_TD: Tensor, layout: Layout, relative: Relative | None = None) -> Tensor:
         """(T, D) -> (T, D)."""
         bias = _bias_of(self.relative, relative)
-        return self.combine(attend(self.project(x_TD), layout, self.heads, bias))
+        return self.combine(attend(self.project(x_TD), layout, self.heads, bias, self.kernel))
 
 
 class ModalityAttention(nn.Module):
@@ -60,6 +66,7 @@ class ModalityAttention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.heads = config.heads
+        self.kernel: Kernel = scaled_dot_product
         for name in config.modalities:
             self.add_module(name, Projections(config))
         self.relative = _relative_bias(config)
@@ -69,7 +76,7 @@ class ModalityAttention(nn.Module):
         bias = _bias_of(self.relative, relative)
         own = {name: part for name, part in self.named_children() if isinstance(part, Projections)}
         qkv_T3D = by_modality(x_TD, layout, {name: part.project for name, part in own.items()})
-        y_TD = attend(qkv_T3D, layout, self.heads, bias)
+        y_TD = attend(qkv_T3D, layout, self.heads, bias, self.kernel)
         return by_modality(y_TD, layout, {name: part.combine for name, part in own.items()})
 
 
@@ -78,7 +85,7 @@ def build_attention(config: ModelConfig) -> Attention | ModalityAttention:
     return Attention(config) if config.attention == "shared" else ModalityAttention(config)
 
 
-def attend(qkv_T3D: Tensor, layout: Layout, heads: int, bias_XHLL: Tensor | None) -> Tensor:
+def attend(qkv_T3D: Tensor, layout: Layout, heads: int, bias_XHLL: Tensor | None, kernel: Kernel) -> Tensor:
     """Attention within each sequence: (T, 3D) -> (T, D), the heads side by side.
 
     Args:
@@ -86,10 +93,11 @@ def attend(qkv_T3D: Tensor, layout: Layout, heads: int, bias_XHLL: Tensor | None
         layout: where the tokens stand.
         heads: H, how many parts D has.
         bias_XHLL: added to the logits of each query (first) and key; X is 1 or S.
+        kernel: attention of queries, keys and values by sequence and head.
     """
     qkv = layout.to_sequences(qkv_T3D).unflatten(2, (3, heads, -1))  # type: ignore[no-untyped-call]
     qkv = qkv.permute(2, 0, 3, 1, 4)
-    y_SHLd = scaled_dot_product(qkv[0], qkv[1], qkv[2], _mask(layout, bias_XHLL))
+    y_SHLd = kernel(qkv[0], qkv[1], qkv[2], _mask(layout, bias_XHLL))
     if bias_XHLL is not None and layout.num_sequences == 0:
         # The kernel hands no gradient to the bias of nothing; an empty batch still touches all parameters.
         y_SHLd = y_SHLd + bias_XHLL.sum()

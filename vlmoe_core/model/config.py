@@ -1,11 +1,13 @@
 """What a recipe says of the model: size, modality experts, and the closed set of architecture switches."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from vlmoe_core.config import Config
+from vlmoe_core.data.config import StreamName
 from vlmoe_core.moe.config import MoEConfig, SharedMoEConfig
 
 _ROWS = ("layers", "dim", "heads", "hidden", "vl_layers", "patch_size", "image_size")
@@ -212,6 +214,13 @@ class ModelConfig(Config):
         """The sparse layer of that name in a 0-based block; None: dense. VL-FFNs are always dense (section 3)."""
         return self.pools[ffn] if layer in self.sparse_layers(ffn) else None
 
+    def passed(self, layer: int, modalities: Sequence[str]) -> tuple[str, ...]:
+        """The feed-forward networks of a 0-based block that an input of these modalities passes (VL-MoE, figure 1)."""
+        ffns = self.ffns(layer)
+        if "vl" in ffns and len(modalities) > 1:
+            return ("vl",)
+        return ("shared",) if "shared" in ffns else tuple(modalities)
+
     def num_params(self, vocab_size: int, codebook_size: int | None) -> int:
         """Parameters, those of all experts counted that are there.
 
@@ -219,27 +228,35 @@ class ModelConfig(Config):
             vocab_size: rows of the word embedding.
             codebook_size: visual codes; the two heads of masked modelling are counted too. None: the encoder alone.
         """
-        layers = range(self.layers)
-        ffns = sum(self._ffn_params(name, layer) for layer in layers for name in self.ffns(layer))
-        scales = 0 if self.layer_scale is None else 2 * self.layers
+        ffns = [(name, layer) for layer in range(self.layers) for name in self.ffns(layer)]
         heads = 0 if codebook_size is None else _linear(self.dim, vocab_size) + _linear(self.dim, codebook_size)
-        return (
-            self._embedding_params(vocab_size)
-            + self.layers * self._attention_params()
-            + ffns
-            + (2 * self._norms() + scales) * self.dim
-            + self._relative_params()
-            + heads
-        )
+        return self._params(self.modalities, ffns, vocab_size) + heads
 
     def num_active_params(self, vocab_size: int, codebook_size: int | None) -> int:
         """Parameters that a token of each modality uses: of E experts only `top_k`, in the layers of both modalities.
 
         So the paper counts its 180M of 1.9B; routers are counted whole. Arguments as in `num_params`.
         """
-        layers = [(moe, layer) for name, moe in self.pools.items() for layer in self.sparse_layers(name)]
-        idle = sum(moe.num_kept(layer) - moe.top_k for moe, layer in layers)
-        return self.num_params(vocab_size, codebook_size) - idle * self._expert_params
+        ffns = [(name, layer) for name in self.pools for layer in self.sparse_layers(name)]
+        return self.num_params(vocab_size, codebook_size) - self._idle_params(ffns)
+
+    def num_router_params(self) -> int:
+        """Parameters of all routers."""
+        return sum(
+            moe.router.num_params(self.dim, moe.num_experts) * len(self.sparse_layers(name))
+            for name, moe in self.pools.items()
+        )
+
+    def num_path_params(self, stream: StreamName, vocab_size: int) -> int:
+        """Parameters of the encoder that an example of a stream passes: of E experts only `top_k`, routers whole.
+
+        Args:
+            stream: image, text or pair.
+            vocab_size: rows of the word embedding.
+        """
+        modalities = {"image": ("vision",), "text": ("text",), "pair": ("vision", "text")}[stream]
+        ffns = [(name, i) for i in range(self.layers) for name in self.passed(i, modalities)]
+        return self._params(modalities, ffns, vocab_size) - self._idle_params(ffns)
 
     def flops(self, image_tokens: int, text_tokens: int) -> int:
         """Floating-point operations of the encoder's forward pass over one sequence; heads are not counted.
@@ -253,13 +270,46 @@ class ModelConfig(Config):
         """
         tokens = image_tokens + text_tokens
         attention = 2 * tokens * 4 * self.dim**2 + 4 * tokens**2 * self.dim
-        stem = self._patch_flops * (image_tokens - 1) if image_tokens else 0
+        stem = self.patch_flops * (image_tokens - 1) if image_tokens else 0
         return stem + sum(attention + self._ffn_flops(i, image_tokens, text_tokens) for i in range(self.layers))
+
+    @property
+    def patch_flops(self) -> int:
+        """Operations of the patch embedding's forward pass, of one patch."""
+        if self.patch_embed == "linear":
+            return 2 * 3 * self.patch_size**2 * self.dim
+        sides = [self.patch_size >> i for i in range(1, len(self.stem_widths))]
+        widths = pairwise(self.stem_widths)
+        convs = sum(2 * 9 * a * b * side**2 for (a, b), side in zip(widths, sides, strict=True))
+        return convs + 2 * self.stem_widths[-1] * self.dim
+
+    @property
+    def pixel_flops(self) -> int:
+        """The part of `patch_flops` that reads pixels: its backward pass computes no gradient of its input."""
+        if self.patch_embed == "linear":
+            return self.patch_flops
+        return 2 * 9 * self.stem_widths[0] * self.stem_widths[1] * (self.patch_size // 2) ** 2
 
     @property
     def _expert_params(self) -> int:
         """Of one feed-forward network, and of one expert."""
         return _linear(self.dim, self.hidden) + _linear(self.hidden, self.dim) + 2 * self.hidden * self.sub_norm
+
+    def _params(self, modalities: Sequence[str], ffns: Sequence[tuple[str, int]], vocab_size: int) -> int:
+        """Of the encoder, as far as these modalities and feed-forward networks (name, block) have to do with it."""
+        scales = 0 if self.layer_scale is None else 2 * self.layers
+        return (
+            self._embedding_params(vocab_size, modalities)
+            + self.layers * self._attention_params(len(modalities))
+            + sum(self._ffn_params(name, layer) for name, layer in ffns)
+            + (2 * self._norms(modalities, len(ffns)) + scales) * self.dim
+            + self._relative_params()
+        )
+
+    def _idle_params(self, ffns: Sequence[tuple[str, int]]) -> int:
+        """Of the experts of these feed-forward networks that a token does not go to."""
+        sparse = [(moe, layer) for name, layer in ffns if (moe := self.sparse(name, layer)) is not None]
+        return sum(moe.num_kept(layer) - moe.top_k for moe, layer in sparse) * self._expert_params
 
     def _ffn_params(self, ffn: str, layer: int) -> int:
         moe = self.sparse(ffn, layer)
@@ -268,27 +318,27 @@ class ModelConfig(Config):
         experts = moe.num_kept(layer) + moe.shared_expert
         return experts * self._expert_params + moe.router.num_params(self.dim, moe.num_experts)
 
-    def _attention_params(self) -> int:
+    def _attention_params(self, modalities: int) -> int:
         biases = {"all": 3, "qv": 2, "none": 0}[self.qkv_bias]
         own = (3 * self.dim + biases) * self.dim + _linear(self.dim, self.dim) + 2 * self.dim * self.sub_norm
-        return own * (len(self.modalities) if self.attention == "per_modality" else 1)
+        return own * (modalities if self.attention == "per_modality" else 1)
 
-    def _norms(self) -> int:
+    def _norms(self, modalities: Sequence[str], ffns: int) -> int:
         """LayerNorms over the states: before attention and the feed-forward networks, at the end, of the words."""
         own = self.norm == "per_modality"
-        ends = len(self.modalities) if own and self.attention == "per_modality" else 1
-        before_ffns = sum(len(self.ffns(layer)) if own else 1 for layer in range(self.layers))
-        return ends * self.layers + before_ffns + ends + (self.text_embed_norm and "text" in self.modalities)
+        ends = len(modalities) if own and self.attention == "per_modality" else 1
+        before_ffns = ffns if own else self.layers
+        return ends * self.layers + before_ffns + ends + (self.text_embed_norm and "text" in modalities)
 
     def _relative_params(self) -> int:
         tables = {"absolute": 0, "relative": self.layers, "relative_shared": 1}[self.positions]
         return tables * self.relative_rows * self.heads
 
-    def _embedding_params(self, vocab_size: int) -> int:
+    def _embedding_params(self, vocab_size: int, modalities: Sequence[str]) -> int:
         """Kinds of token; words and their positions; [CLS], mask embedding, patches and positions."""
         kinds, words = 2 * self.dim, (vocab_size + self.max_text_length) * self.dim
         image = self._stem_params() + (3 + self.num_patches) * self.dim
-        return kinds + words * ("text" in self.modalities) + image * ("vision" in self.modalities)
+        return kinds + words * ("text" in modalities) + image * ("vision" in modalities)
 
     def _stem_params(self) -> int:
         if self.patch_embed == "linear":
@@ -297,27 +347,16 @@ class ModelConfig(Config):
         return convs + _linear(self.stem_widths[-1], self.dim)
 
     def _ffn_flops(self, layer: int, image_tokens: int, text_tokens: int) -> int:
-        ffns = self.ffns(layer)
-        if (image_tokens and text_tokens and "vl" in ffns) or "shared" in ffns:
-            name = "vl" if image_tokens and text_tokens and "vl" in ffns else "shared"
-            return self._token_flops(name, layer) * (image_tokens + text_tokens)
-        return self._token_flops("vision", layer) * image_tokens + self._token_flops("text", layer) * text_tokens
+        tokens = {"vision": image_tokens, "text": text_tokens}
+        passed = self.passed(layer, [modality for modality, number in tokens.items() if number])
+        every = image_tokens + text_tokens
+        return sum(self._token_flops(name, layer) * tokens.get(name, every) for name in passed)
 
     def _token_flops(self, ffn: str, layer: int) -> int:
         dense, moe = 4 * self.dim * self.hidden, self.sparse(ffn, layer)
         if moe is None:
             return dense
         return (moe.top_k + moe.shared_expert) * dense + moe.router.flops(self.dim, moe.num_experts)
-
-    @property
-    def _patch_flops(self) -> int:
-        """Of one patch."""
-        if self.patch_embed == "linear":
-            return 2 * 3 * self.patch_size**2 * self.dim
-        sides = [self.patch_size >> i for i in range(1, len(self.stem_widths))]
-        widths = pairwise(self.stem_widths)
-        convs = sum(2 * 9 * a * b * side**2 for (a, b), side in zip(widths, sides, strict=True))
-        return convs + 2 * self.stem_widths[-1] * self.dim
 
 
 def _linear(inputs: int, outputs: int) -> int:

@@ -87,7 +87,7 @@ class Encoder(nn.Module):
         """
         self._check_names(intermediates)
         self._check_inputs(batch)
-        layout = build_layout(batch, 1 + self.config.num_patches, self.config.modalities)
+        layout = self.layout(batch)
         relative = self._relate(layout, batch.longest_text)
         x_TD = self.embeddings(batch.pixels_ICHW, batch.patch_mask_IP, batch.text_ids_T, batch.text_positions_T)
         kept = {"embeddings": x_TD} if "embeddings" in intermediates else {}
@@ -98,6 +98,10 @@ class Encoder(nn.Module):
             if (name := f"blocks.{number}") in intermediates:
                 kept[name] = x_TD
         return Encoded(normed(self.norm, x_TD, layout), layout, routed, kept)
+
+    def layout(self, batch: Batch) -> Layout:
+        """Where the tokens of a batch stand."""
+        return build_layout(batch, 1 + self.config.num_patches, self.config.modalities)
 
     def _check_names(self, intermediates: Collection[str]) -> None:
         known = ["embeddings", *(f"blocks.{i}" for i in range(len(self.blocks)))]
@@ -136,20 +140,32 @@ def initialise(encoder: Encoder, std: float) -> None:
     With sub-norms instead the maps of values, of attention's output and of the feed-forward networks times
     sqrt(log(2 x blocks)) (Magneto, 2210.06423). Experts differ from each other.
     """
-    for module in encoder.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
-            nn.init.trunc_normal_(module.weight, std=std)
-        if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
-            nn.init.zeros_(module.bias)
+    initialise_maps(encoder, std)
     image, text = encoder.embeddings.image, encoder.embeddings.text
     of_images = () if image is None else (image.cls, image.mask, image.position)
     of_texts = () if text is None else (text.position,)
     for parameter in (*of_images, *of_texts, encoder.embeddings.kind):
         nn.init.trunc_normal_(parameter, std=std)
-    for number, block in enumerate(encoder.blocks, start=1):
-        if encoder.config.sub_norm:
+    scale_outputs(encoder.blocks, encoder.config.sub_norm)
+
+
+@torch.no_grad()
+def initialise_maps(module: nn.Module, std: float) -> None:
+    """Truncated normal weights and zero biases of all linear maps, convolutions and embeddings below."""
+    for inner in module.modules():
+        if isinstance(inner, nn.Linear | nn.Conv2d | nn.Embedding):
+            nn.init.trunc_normal_(inner.weight, std=std)
+        if isinstance(inner, nn.Linear | nn.Conv2d) and inner.bias is not None:
+            nn.init.zeros_(inner.bias)
+
+
+@torch.no_grad()
+def scale_outputs(blocks: nn.ModuleList, sub_norm: bool) -> None:
+    """The last step of `initialise`: scale the maps that write into the residual stream."""
+    for number, block in enumerate(blocks, start=1):
+        if sub_norm:
             for weight in _output_weights(block) + _value_weights(block):
-                weight.mul_(math.sqrt(math.log(2 * len(encoder.blocks))))
+                weight.mul_(math.sqrt(math.log(2 * len(blocks))))
         else:
             for weight in _output_weights(block):
                 weight.div_(math.sqrt(2 * number))

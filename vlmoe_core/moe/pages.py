@@ -12,7 +12,7 @@ import mmap
 import weakref
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 LARGE = 32 * 2**20
 """Bytes from which on glibc never keeps freed memory for later."""
@@ -27,7 +27,8 @@ def empty_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """
     dtype = dtype or tensor.dtype
     size = tensor.numel() * dtype.itemsize
-    if not tensor.is_cpu or size < LARGE:
+    plain = type(tensor) in (Tensor, nn.Parameter)  # others, such as fake ones, have no memory
+    if not tensor.is_cpu or size < LARGE or not plain:
         return torch.empty_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
     free = _free(size)
     pages = free.pop() if free else _map(size)

@@ -1,10 +1,15 @@
 """What a recipe says of the objective: which tokens are hidden, and how much each loss counts."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from vlmoe_core.config import Config, Plugin, plugin_field
+from vlmoe_core.data.config import STREAMS, StreamName
+from vlmoe_core.model.config import ModelConfig
+from vlmoe_core.tokenizers.config import TokenizersConfig
 
 
 class MaskConfig(Config):
@@ -38,6 +43,16 @@ class MaskConfig(Config):
         return self
 
 
+@dataclass(frozen=True)
+class Hidden:
+    """What is hidden of one example."""
+
+    words: int = 0
+    """Text tokens that must be predicted."""
+    patches: int = 0
+    """Patches that must be predicted."""
+
+
 class ObjectiveConfig(Config):
     """What every objective has; each file in vlmoe_core/objectives/kinds adds its own fields in a class `Config`."""
 
@@ -45,9 +60,36 @@ class ObjectiveConfig(Config):
     """The objective: a file name in vlmoe_core/objectives/kinds."""
 
     @property
+    def hides(self) -> bool:
+        """Words and patches are hidden, and a visual tokenizer says what the hidden patches were."""
+        return True
+
+    @property
+    def streams(self) -> tuple[StreamName, ...]:
+        """The streams that it reads; sources of others are refused."""
+        return STREAMS
+
+    @property
+    def starts_at(self) -> int:
+        """Before which 0-based step begins what it learns beside gradients (`Learns`)."""
+        return 0
+
+    @property
     def needs_whole_batch(self) -> bool:
         """The loss compares the examples of a step with each other, so that accumulation would change it."""
         return False
+
+    def num_head_params(self, model: ModelConfig, tokenizers: TokenizersConfig) -> int:
+        """Parameters of everything that stands on the encoder."""
+        raise NotImplementedError
+
+    def passes(self, stream: StreamName) -> Mapping[StreamName, int]:
+        """How often the encoder runs on each kind of input for one example of a stream."""
+        return {stream: 1}
+
+    def head_flops(self, stream: StreamName, model: ModelConfig, tokenizers: TokenizersConfig, hidden: Hidden) -> int:
+        """Operations of one forward pass of the heads, for one example of a stream; two a multiply-add."""
+        raise NotImplementedError
 
 
 Objective = Annotated[ObjectiveConfig, *plugin_field(Plugin("vlmoe_core.objectives.kinds", "name"))]

@@ -77,7 +77,13 @@ def alone(batch: Batch) -> dict[StreamName, Batch]:
     number_S = torch.arange(batch.num_sequences, device=nothing.device)
     seen_T = torch.where(batch.text_targets_T >= 0, batch.text_targets_T, batch.text_ids_T)
     single = replace(
-        batch, fused=False, example_of_sequence=number_S, num_masked_patches=0, num_masked_words=0, targets=None
+        batch,
+        fused=False,
+        example_of_sequence=number_S,
+        num_masked_patches=0,
+        num_masked_words=0,
+        targets=None,
+        codes_IP=None,
     )
     image = replace(
         single,

@@ -1,7 +1,7 @@
 """A loss as named sums, each with its own count and weight, so that any cut into micro-batches gives the same total."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -44,6 +44,8 @@ class Loss:
     """The plans that computed the outputs, with their stream."""
     outputs: Tensor | None = None
     """(X, F) what a task's head says of each example, without graph; null in pretraining."""
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    """Sums over this micro-batch, without graph, from which the objective learns after the step (`Learns`)."""
 
     def total(self, counts: Mapping[str, float]) -> Tensor:
         """This micro-batch's share of the loss of the global batch.

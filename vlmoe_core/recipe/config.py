@@ -1,11 +1,12 @@
 """The whole of a run."""
 
+from itertools import product
 from typing import Self
 
 from pydantic import Field, model_validator
 
 from vlmoe_core.config import Config
-from vlmoe_core.data.config import STREAMS, DataConfig, StreamName
+from vlmoe_core.data.config import SPLITS, STREAMS, DataConfig, StreamName
 from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.objectives.config import MaskConfig, Objective
 from vlmoe_core.tasks.config import Task
@@ -94,29 +95,65 @@ class Recipe(ModelRecipe):
         """A recipe pretrains or finetunes, with what belongs to it."""
         if (self.objective is None) == (self.task is None):
             raise ValueError("give either 'objective' (pretraining) or 'task' (finetuning)")
+        streams = [stream for stream in STREAMS if self.batch.size.of(stream)]
+        if self.objective is not None and not any(self.objective.passes(stream) for stream in streams):
+            raise ValueError(
+                f"objective.weights: every loss of what is read ({', '.join(streams)}) has weight 0, and contrast "
+                "(itc) compares pairs; give one a weight, or add pairs"
+            )
         if self.task is None and self.init is None and not self.init_weights:
             raise ValueError("init_weights: false takes sizes and tokenizers of init; say which model that is")
         if self.task is not None and "mask" in self.model_fields_set and self.mask != MaskConfig():
             raise ValueError("mask belongs to pretraining: a task hides nothing; take it out")
+        if self.objective is not None:
+            self._check_objective(self.objective)
         if self.task is not None and self.init is None:
             raise ValueError("init: say what finetuning starts from: scratch, or a run, checkpoint or model folder")
 
+    def _check_objective(self, objective: Objective) -> None:
+        """It reads all sources that there are, and uses what the recipe says of masks and visual tokenizers."""
+        read = " and ".join(objective.streams)
+        for split, stream in product(SPLITS, STREAMS):
+            if getattr(getattr(self.data, split), stream) and stream not in objective.streams:
+                raise ValueError(
+                    f"data.{split}.{stream} has sources, but objective {objective.name} reads the {read} stream alone;"
+                    f" list them under {read} where they have what it needs, or take them out"
+                )
+        if objective.starts_at >= self.train.steps:
+            raise ValueError(
+                f"objective.quantise_from ({objective.starts_at}) must be below train.steps ({self.train.steps}): codes"
+                " that start at the end learn nothing"
+            )
+        if objective.hides:
+            return
+        if self.mask != MaskConfig():
+            raise ValueError(f"mask: objective {objective.name} hides nothing; take it out")
+        if self.tokenizers.visual.load is not None:
+            raise ValueError(
+                f"tokenizers.visual.load: objective {objective.name} trains a tokenizer of its own; leave it null. To"
+                " train on from another one: --model"
+            )
+
     def num_params(self) -> int:
         """Parameters of the encoder and, in pretraining, the heads; those of all experts counted."""
-        return self.model.num_params(*self._table_sizes)
+        return self.model.num_params(self.tokenizers.text.vocab_size, None) + self.num_head_params
 
     def num_active_params(self) -> int:
         """Parameters, heads included, that a token of each modality uses; see `ModelConfig.num_active_params`."""
-        return self.model.num_active_params(*self._table_sizes)
+        return self.model.num_active_params(self.tokenizers.text.vocab_size, None) + self.num_head_params
+
+    @property
+    def num_head_params(self) -> int:
+        """Parameters of what stands on the encoder in pretraining; 0 in a task, whose labels come from its data."""
+        return 0 if self.objective is None else self.objective.num_head_params(self.model, self.tokenizers)
 
     def flops(self, stream: StreamName) -> int:
         """Operations of the encoder's forward pass over one example of a stream, its text of the greatest length."""
+        return self.model.flops(*self.tokens(stream))
+
+    def tokens(self, stream: StreamName) -> tuple[int, int]:
+        """Image tokens and text tokens of one example of a stream, its text of the greatest length."""
         image_tokens = 0 if stream == "text" else 1 + self.model.num_patches
         longest = {"image": 0, "text": self.data.max_text.text, "pair": self.data.max_text.pair}[stream]
         padded = 0 if stream == "image" else self.data.pad_text_to or 0
-        return self.model.flops(image_tokens, max(longest, padded))
-
-    @property
-    def _table_sizes(self) -> tuple[int, int | None]:
-        codes = None if self.task else self.tokenizers.visual.codebook_size
-        return self.tokenizers.text.vocab_size, codes
+        return image_tokens, max(longest, padded)

@@ -1,8 +1,9 @@
 """What a downstream task is: its labels, its target, its head and loss, its score, its submission file."""
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -110,6 +111,8 @@ class Task(ABC):
     """The metric that chooses the best checkpoint; higher is better."""
     tested: ClassVar[str]
     """The metric by which two models are compared example by example."""
+    known_labels: ClassVar[Labels | None] = None
+    """The labels of the head, where the task and not the data decide on them."""
     blind: ClassVar[str | None] = None
     """What the baseline that sees the text alone is called; null: the task has none."""
     has_server: ClassVar[bool] = True
@@ -153,6 +156,10 @@ class Task(ABC):
                 "not of the others; give the two kinds splits of their own"
             )
         return not silent
+
+    def stand_in(self, noise: Example, labels: Labels, rng: random.Random) -> Example:
+        """A random example with what `target` reads, for a trial that opens no data."""
+        return replace(noise, facts={"label": rng.choice(labels.names)})
 
     def truth(self, example: Example | Record) -> str | None:
         """The label that a baseline learns from an example; null: none."""

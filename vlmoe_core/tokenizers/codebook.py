@@ -28,9 +28,16 @@ from torch import Tensor
 
 from vlmoe_core.errors import TokenizerError
 from vlmoe_core.tokenizers.kmeans import kmeans, nearest_centroid
-from vlmoe_core.tokenizers.visual import CONFIG_FILE, FORMAT, VisualTokenizer, from_patches, to_patches, unit_range
+from vlmoe_core.tokenizers.visual import (
+    CONFIG_FILE,
+    FORMAT,
+    TENSOR_FILE,
+    VisualTokenizer,
+    from_patches,
+    to_patches,
+    unit_range,
+)
 
-TENSOR_FILE = "visual_tokenizer.safetensors"
 MOST_FEATURES = 32
 MOST_PATCHES = 100_000
 
@@ -52,6 +59,7 @@ class CodeUse:
 class Codebook(VisualTokenizer):
     """Nearest-centroid tokens of patches. Codes are numbered by how often the fitted patches use them, descending."""
 
+    kind = "codebook"
     mean_D: Tensor
     basis_DF: Tensor
     codes_KF: Tensor
@@ -66,6 +74,15 @@ class Codebook(VisualTokenizer):
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor.contiguous(), persistent=False)
         self.fingerprint = _fingerprint(patch_size, tensors)
+
+    def misfit(self, image_size: int, patch_size: int) -> str | None:
+        """Why it gives no token to each patch of such images; null: it does. Images of any size do."""
+        if patch_size == self.patch_size:
+            return None
+        return (
+            f"the visual tokenizer was made for patches of {self.patch_size} pixels, the model's have {patch_size}; "
+            "fit one for this model or change model.patch_size"
+        )
 
     @torch.no_grad()
     def encode(self, images_BCHW: Tensor) -> Tensor:
@@ -111,7 +128,7 @@ class Codebook(VisualTokenizer):
         save_file(tensors, folder / TENSOR_FILE)
         config = {
             "format": FORMAT,
-            "kind": "codebook",
+            "kind": self.kind,
             "patch_size": self.patch_size,
             "codebook_size": self.codebook_size,
             "fingerprint": self.fingerprint,

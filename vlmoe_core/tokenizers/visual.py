@@ -6,35 +6,48 @@ Axis letters: B images, C channels, H height, W width, N patches of an image (ro
 import json
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlmoe_core.config import nearest, plugin_module
-from vlmoe_core.errors import HubError, TokenizerError
+from vlmoe_core.errors import TokenizerError
 from vlmoe_core.hf import fetch_folder, first_file, is_hub
+from vlmoe_core.tokenizers.frozen import Frozen
 
-KINDS = ("codebook",)
+KINDS = ("codebook", "vqkd")
 FORMAT = 1
 CONFIG_FILE = "visual_tokenizer.json"
+TENSOR_FILE = "visual_tokenizer.safetensors"
 INSIDE = "tokenizers/visual"
 """Where it lies in a model folder."""
 
 
-class VisualTokenizer(nn.Module, ABC):
+class VisualTokenizer(Frozen, ABC):
     """A module without trainable parameters and without an entry in any state dict: it travels as its own files.
 
     A new kind is a file of its name in this package with `load(folder, config) -> VisualTokenizer`, and an entry in
     `KINDS`.
     """
 
+    kind: ClassVar[str]
+    """Its name in a recipe, one of `KINDS`."""
     patch_size: int
     """Pixels along a patch's side."""
     codebook_size: int
     """Number of codes; ids are 0 to codebook_size - 1."""
     fingerprint: str
     """Changes whenever any image would be encoded differently."""
+
+    @abstractmethod
+    def misfit(self, image_size: int, patch_size: int) -> str | None:
+        """Why it gives no token to each patch of a model with images and patches of such sizes; null: it does."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether `decode` shows what a code stands for."""
+        return True
 
     @abstractmethod
     def encode(self, images_BCHW: Tensor) -> Tensor:
@@ -52,17 +65,18 @@ class VisualTokenizer(nn.Module, ABC):
         """Write the tokenizer's files into the folder, which is made if need be."""
 
 
-def visual_folder(spec: str) -> Path:
+def visual_folder(spec: str) -> Path | None:
     """The folder of the visual tokenizer that `spec` names: itself, one inside a model folder, or on the Hub.
+
+    Null where there is none.
 
     Raises HubError if the Hub does not give it.
     """
     if not is_hub(spec):
-        inside = Path(spec) / INSIDE
-        return inside if inside.is_dir() else Path(spec)
+        return next((folder for folder in (Path(spec) / INSIDE, Path(spec)) if (folder / CONFIG_FILE).is_file()), None)
     found = first_file(spec, [CONFIG_FILE, f"{INSIDE}/{CONFIG_FILE}"])
     if found is None:
-        raise HubError(f"{spec} holds no visual tokenizer: it has no {CONFIG_FILE}, also not in {INSIDE}/")
+        return None
     beside = f"{INSIDE}/" if found.parent.name == Path(INSIDE).name else ""
     fetch_folder(spec, [f"{beside}visual_tokenizer.*"])
     return found.parent
@@ -93,15 +107,16 @@ def to_patches(images_BCHW: Tensor, patch_size: int) -> Tensor:
     b, c, h, w = images_BCHW.shape
     if h % patch_size or w % patch_size or not h or not w:
         raise TokenizerError(f"images of {w} x {h} pixels can't be cut into patches of {patch_size}; resize them")
-    cut = images_BCHW.reshape(b, c, h // patch_size, patch_size, w // patch_size, patch_size)
-    return cut.permute(0, 2, 4, 1, 3, 5).reshape(b, -1, c * patch_size**2)
+    rows, columns = h // patch_size, w // patch_size
+    cut = images_BCHW.reshape(b, c, rows, patch_size, columns, patch_size)
+    return cut.permute(0, 2, 4, 1, 3, 5).reshape(b, rows * columns, c * patch_size**2)
 
 
 def from_patches(patches_BND: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
     """Put RGB patches back together: the inverse of `to_patches`; `grid` is (rows, columns)."""
     rows, columns = grid
-    cut = patches_BND.reshape(-1, rows, columns, 3, patch_size, patch_size)
-    return cut.permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, rows * patch_size, columns * patch_size)
+    cut = patches_BND.reshape(len(patches_BND), rows, columns, 3, patch_size, patch_size)
+    return cut.permute(0, 3, 1, 4, 2, 5).reshape(len(patches_BND), 3, rows * patch_size, columns * patch_size)
 
 
 def unit_range(pixels: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ from torch import nn
 
 from vlmoe_core.config import plugin_module
 from vlmoe_core.data.config import STREAMS, SplitConfig, StreamName
+from vlmoe_core.data.example import TextEncoder
 from vlmoe_core.data.loader import MicroBatches
-from vlmoe_core.data.prepare import NothingHidden, Preparer, build_preparer
+from vlmoe_core.data.prepare import Corruption, NothingHidden, Preparer, build_preparer
 from vlmoe_core.data.stream import WholeStream, open_streams
 from vlmoe_core.model.block import Block
 from vlmoe_core.model.encoder import Encoder
@@ -19,11 +20,15 @@ from vlmoe_core.objectives.masking import Masking
 from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.tasks.labels import NO_LABELS, Labels
 from vlmoe_core.tasks.task import Task, open_task
+from vlmoe_core.tokenizers.online import OnlineTokenizer
 from vlmoe_core.tokenizers.visual import VisualTokenizer
 from vlmoe_core.train.fitting import Tokenizers
+from vlmoe_core.train.stand_ins import UnreadText
 
 HELD_OUT_SEED = 0
 VARIANTS_OF_A_BLOCK = 32
+BASELINE_EXAMPLES = 4
+"""Training micro-batches for each held-out one, from which word and code frequencies are counted."""
 
 
 def build_objective(recipe: Recipe, visual: VisualTokenizer | None, labels: Labels = NO_LABELS) -> nn.Module:
@@ -31,7 +36,8 @@ def build_objective(recipe: Recipe, visual: VisualTokenizer | None, labels: Labe
 
     Args:
         recipe: the run.
-        visual: the visual tokenizer; null in a task, where no image ever comes, or where only shapes matter.
+        visual: the visual tokenizer; null in a task, where no image ever comes or its codes are stored, or where only
+            shapes matter.
         labels: what the head of a task chooses from.
     """
     torch.manual_seed(recipe.seed)
@@ -42,7 +48,8 @@ def build_objective(recipe: Recipe, visual: VisualTokenizer | None, labels: Labe
     else:
         assert recipe.objective is not None, "a recipe pretrains or finetunes"
         module = plugin_module("vlmoe_core.objectives.kinds", recipe.objective.name)
-        objective = module.build(recipe.objective, encoder, words, codes, visual)
+        coder = None if visual is None else OnlineTokenizer(visual, recipe.tokenizers.visual.precision)
+        objective = module.build(recipe.objective, encoder, words, codes, coder)
     _freeze(encoder, recipe.train.freeze)
     return objective
 
@@ -59,11 +66,14 @@ def _freeze(encoder: Encoder, parts: Sequence[str]) -> None:
 def compile_blocks(objective: nn.Module) -> None:
     """Compile each block: a variant for each stream in training and in evaluation, with and without a mask.
 
+    Those of a frozen visual tokenizer, which have no parameters, stay as they are: rounding differently, they would
+    give some patches other codes than the stored ones.
+
     Torch allows 8 variants for all blocks together, whose code is one function; beyond that it would go on uncompiled
     with no more than a warning.
     """
     limits = torch._dynamo.config
-    blocks = [module for module in objective.modules() if isinstance(module, Block)]
+    blocks = [m for m in objective.modules() if isinstance(m, Block) and next(m.parameters(), None) is not None]
     limits.recompile_limit = max(limits.recompile_limit, VARIANTS_OF_A_BLOCK * len(blocks))
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, limits.recompile_limit)
     for block in blocks:
@@ -78,11 +88,28 @@ def build_dataset(recipe: Recipe, split: SplitConfig, tokenizers: Tokenizers, tr
     """
     if recipe.task is not None:
         return _task_dataset(recipe, open_task(recipe.task), split, tokenizers, training)
-    masking = Masking.of(recipe.mask, recipe.model.grid, tokenizers.text)
+    return _pretraining_dataset(recipe, split, tokenizers.text, training)
+
+
+def build_image_dataset(recipe: Recipe, split: SplitConfig, training: bool) -> MicroBatches:
+    """The streams with images of `build_dataset`, with the same pixels at the same places; texts are not read.
+
+    Raises:
+        DataError: a source is missing or empty.
+    """
+    pictured = split.model_copy(update={"text": ()})
+    return _pretraining_dataset(recipe, pictured, UnreadText(recipe.tokenizers.text.vocab_size), training)
+
+
+def _pretraining_dataset(recipe: Recipe, split: SplitConfig, encoder: TextEncoder, training: bool) -> MicroBatches:
+    assert recipe.objective is not None, "a recipe pretrains or finetunes"
+    masking: Corruption = NothingHidden(recipe.model.num_patches)
+    if recipe.objective.hides:
+        masking = Masking.of(recipe.mask, recipe.model.grid, encoder)
     return MicroBatches(
-        streams=open_streams(recipe.data, split, recipe.seed if training else HELD_OUT_SEED, tokenizers.text),
+        streams=open_streams(recipe.data, split, recipe.seed if training else HELD_OUT_SEED, encoder),
         sizes=micro_sizes(recipe, split),
-        preparer=build_preparer(recipe.data, recipe.model.image_size, tokenizers.text, masking, training),
+        preparer=build_preparer(recipe.data, recipe.model.image_size, encoder, masking, training),
         image_size=recipe.model.image_size,
         num_patches=recipe.model.num_patches,
         limit=None if training else recipe.train.eval_examples,

@@ -13,6 +13,7 @@ from vlmoe_core.tasks.labels import Labels
 from vlmoe_core.tasks.task import Task
 from vlmoe_core.train.health import RouterHealth
 from vlmoe_core.train.parallel import all_sum, gather_on_main, wide_dtype
+from vlmoe_core.train.statistics import Statistics
 
 HELD_OUT_DRAWS = 1
 """Seed of what is drawn in evaluation."""
@@ -52,7 +53,8 @@ def evaluate(
     health: RouterHealth,
     answers: Answers | None = None,
 ) -> dict[str, float]:
-    """Mean of every part over the held-out examples of all ranks, their weighted sum, and the routers' health.
+    """Mean of every part over the held-out examples of all ranks, their weighted sum, the routers' health, and what the
+    objective's statistics say.
 
     Args:
         objective: the objective, not wrapped: ranks may hold different numbers of micro-batches.
@@ -66,6 +68,7 @@ def evaluate(
     objective.eval()
     sums: dict[str, Tensor] = {}
     weights: dict[str, float] = {}
+    statistics = Statistics(objective)
     for micro in micros:
         draw_as_held_out(micro.number)
         loss = objective({s: b.to(device) for s, b in micro.batches.items()})
@@ -74,12 +77,13 @@ def evaluate(
             term = torch.stack([total, torch.full_like(total, part.count)])
             sums[name], weights[name] = sums.get(name, 0) + term, part.weight
         health.add(loss.routed)
+        statistics.add(loss.statistics)
         if answers is not None and loss.outputs is not None:
             answers.add(micro.records, loss.outputs)
     totals = all_sum(torch.stack(list(sums.values()))).tolist()
     means = {f"loss/{name}": s / n for name, (s, n) in zip(sums, totals, strict=True) if n}
     total = sum(weights[name.removeprefix("loss/")] * mean for name, mean in means.items())
-    return {"loss/total": total, **means, **health.summary().figures}
+    return {"loss/total": total, **means, **health.summary().figures, **statistics.figures()}
 
 
 @torch.no_grad()

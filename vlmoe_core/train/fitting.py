@@ -22,9 +22,10 @@ from vlmoe_core.tasks.labels import NO_LABELS, Labels, load_labels
 from vlmoe_core.tasks.task import open_task
 from vlmoe_core.tokenizers.codebook import fit_codebook
 from vlmoe_core.tokenizers.text import TextTokenizer, fit_wordpiece, load_text_tokenizer, wordless_tokenizer
-from vlmoe_core.tokenizers.visual import VisualTokenizer, load_visual_tokenizer, visual_folder
+from vlmoe_core.tokenizers.visual import VisualTokenizer, load_visual_tokenizer
 from vlmoe_core.train.parallel import on_main
 from vlmoe_core.train.reporter import Reporter
+from vlmoe_core.train.visual import find_visual_tokenizer, kept_tokenizer
 
 MOST_SHOWN = 8
 
@@ -99,7 +100,7 @@ def _write_tokenizers(recipe: Recipe, folder: Path, reporter: Reporter, given: G
     text = given.text or obtain_text(recipe, streams.values(), reporter)
     text.save(fresh / "text")
     visual = None
-    if recipe.task is None:
+    if recipe.objective is not None and recipe.objective.hides:
         visual = given.visual or obtain_visual(recipe, streams.values(), reporter)
     if visual is not None:
         visual.save(fresh / "visual")
@@ -122,11 +123,11 @@ def obtain_labels(recipe: Recipe) -> Labels:
     if recipe.task is None:
         return Labels()
     task = open_task(recipe.task)
-    _check_streams(recipe, task.stream)
+    check_streams(recipe, task.stream)
     return task.find_labels(records(recipe, recipe.data.train), records(recipe, recipe.data.eval))
 
 
-def _check_streams(recipe: Recipe, stream: StreamName) -> None:
+def check_streams(recipe: Recipe, stream: StreamName) -> None:
     """Raises RecipeError where a task would meet no example, or where sources would never be read."""
     assert recipe.task is not None
     for split in SPLITS:
@@ -178,8 +179,15 @@ def obtain_visual(recipe: Recipe, streams: Iterable[Stream], reporter: Reporter)
     """Load the visual tokenizer that the recipe names, or fit one on the images of the streams, if there are any."""
     config = recipe.tokenizers.visual
     if config.load is not None:
-        return load_visual_tokenizer(visual_folder(config.load))
-    images = list(_fit_images(recipe, [s for s in streams if s.name != "text"]))
+        return find_visual_tokenizer(config.load)
+    if config.tokens is not None:
+        return kept_tokenizer(Path(config.tokens))
+    if config.kind != "codebook":
+        raise TokenizerError(
+            f"a {config.kind} tokenizer is trained by a run of its own (vlmoe pretrain tokenizer/vqkd-tiny) or "
+            "imported (vlmoe import vqkd); name it with tokenizers.visual.load"
+        )
+    images = list(fit_images(recipe, [s for s in streams if s.name != "text"]))
     if not images:
         return None
     tokenizer = fit_codebook(images, recipe.model.patch_size, config.codebook_size, config.iterations, recipe.seed)
@@ -187,7 +195,7 @@ def obtain_visual(recipe: Recipe, streams: Iterable[Stream], reporter: Reporter)
     return tokenizer
 
 
-def _fit_images(recipe: Recipe, streams: list[Stream]) -> Iterator[NDArray[np.uint8]]:
+def fit_images(recipe: Recipe, streams: list[Stream]) -> Iterator[NDArray[np.uint8]]:
     """The first images of each stream, an equal share each, whole and resized."""
     transform = ImageTransform(recipe.model.image_size, None, recipe.data.max_pixels)
     share = -(-recipe.tokenizers.visual.fit_images // max(1, len(streams)))
@@ -209,11 +217,14 @@ def check_fit(recipe: ModelRecipe, tokenizers: Tokenizers) -> None:
             f"the text tokenizer has {text.vocab_size} ids, more than the {rows} rows of the word embedding; "
             f"set tokenizers.text.vocab_size={text.vocab_size}"
         )
-    if visual is not None and visual.patch_size != recipe.model.patch_size:
+    if visual is not None and visual.kind != (kind := recipe.tokenizers.visual.kind):
         raise TokenizerError(
-            f"the visual tokenizer was made for patches of {visual.patch_size} pixels, the model's have "
-            f"{recipe.model.patch_size}; fit one for this model or change model.patch_size"
+            f"the visual tokenizer is of the kind {visual.kind}, the recipe says {kind}; "
+            f"set tokenizers.visual.kind={visual.kind}"
         )
+    misfit = visual.misfit(recipe.model.image_size, recipe.model.patch_size) if visual is not None else None
+    if misfit is not None:
+        raise TokenizerError(misfit)
     if visual is not None and visual.codebook_size != codes:
         raise TokenizerError(
             f"the visual tokenizer has {visual.codebook_size} codes, the recipe says {codes}; "

@@ -11,7 +11,15 @@ from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.recipe.load import load_recipe
 
 PARTIAL_RECIPE = "recipe.yaml.tmp"
-FREE_FIELDS = ("out", "data.root", "data.workers", "data.prefetch", "train.trackers", "train.keep_last")
+FREE_FIELDS = (
+    "out",
+    "tokenizers.visual.tokens",
+    "data.root",
+    "data.workers",
+    "data.prefetch",
+    "train.trackers",
+    "train.keep_last",
+)
 """Fields that may change when a run goes on: where things lie and how fast they come."""
 
 
@@ -51,6 +59,11 @@ class RunFolder:
     def holds_run(self) -> bool:
         """A run was started here."""
         return self.recipe.exists()
+
+
+def default_folder(name: str) -> Path:
+    """Where a run of the recipe of that name lies if nobody says otherwise: `runs/quickstart-pretrain`."""
+    return Path("runs") / name.replace("/", "-")
 
 
 def start_folder(path: Path, recipe_text: str, overwrite: bool) -> RunFolder:

@@ -18,14 +18,17 @@ from vlmoe_core.hf import shown
 from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.model.embeddings import resize_positions
 from vlmoe_core.model.relative import resize_relative
+from vlmoe_core.recipe.catalogue import shipped
 from vlmoe_core.recipe.config import ModelRecipe, Recipe
-from vlmoe_core.recipe.load import LoadedRecipe, load_model_recipe, read_recipe
+from vlmoe_core.recipe.load import LoadedRecipe, RecipeText, load_model_recipe, read_recipe
 from vlmoe_core.recipe.mistakes import validated
 from vlmoe_core.recipe.tree import KeyPath, Node, descendants, dotted, merged, plain
 from vlmoe_core.tasks.labels import Labels, load_labels
 from vlmoe_core.tokenizers.text import TextTokenizer, load_text_tokenizer
-from vlmoe_core.tokenizers.visual import load_visual_tokenizer
+from vlmoe_core.tokenizers.visual import KINDS, load_visual_tokenizer
 from vlmoe_core.train.fitting import Given
+from vlmoe_core.train.folder import default_folder
+from vlmoe_core.train.visual import no_model
 
 SCRATCH = "scratch"
 ENCODER = "encoder."
@@ -41,29 +44,77 @@ CHANGEABLE = ("image_size", "max_text_length", "drop_path")
 SIZES_OF_EXPERTS = ("num_experts", "layers", "shared_expert", "kept_experts")
 
 
-def load_run_recipe(
-    name_or_path: str,
-    overrides: Sequence[str] = (),
-    model: Path | None = None,
-    base_of: Callable[[str], Path] | None = None,
-) -> LoadedRecipe:
+def load_run_recipe(name_or_path: str, overrides: Sequence[str] = (), model: Path | None = None) -> LoadedRecipe:
     """Read a recipe of any kind; `model` and `tokenizers` of its `init`, where it names one, are the base of its own.
 
     Args:
         name_or_path: as in `load_recipe`.
         overrides: likewise.
         model: beats the recipe's `init`.
-        base_of: the recipe file of what `init` names; null: that in its newest checkpoint.
 
     Raises:
         RecipeError: it is not valid, or its `model` is of another size than that of `init`.
         UsageError, CheckpointError: there is no such recipe or model.
     """
-    read = read_recipe(name_or_path, (*overrides, *([f"init={model}"] if model else [])))
-    init, tree = read.tree.child("init"), read.tree
-    if init is not None and isinstance(init.value, str) and init.value != SCRATCH:
-        tree = over_base(tree, read_recipe(str((base_of or _recipe_of)(init.value))).tree, init.value)
+    read = _read(name_or_path, overrides, model)
+    init = _init_of(read.tree)
+    tree = read.tree if init is None else over_base(read.tree, read_recipe(str(_recipe_of(init))).tree, init)
+    return _loaded(read, tree)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The recipe of a run whose `init` may be a run that nobody has made yet."""
+
+    loaded: LoadedRecipe
+    """The recipe."""
+    start: str | None
+    """What stands in for the run that it starts from; null: nothing does."""
+
+
+def load_planned_recipe(name_or_path: str, overrides: Sequence[str] = (), model: Path | None = None) -> Planned:
+    """As `load_run_recipe`, for verbs that read nothing but recipes: the run that `init` names need not be there.
+
+    The shipped recipe whose default run folder it is then gives `model` and `tokenizers`; its own `init` likewise.
+    Arguments and errors as for `load_run_recipe`.
+    """
+    read = _read(name_or_path, overrides, model)
+    init = _init_of(read.tree)
+    if init is None:
+        return Planned(_loaded(read, read.tree), None)
+    base, names = _planned_base(init)
+    start = f"{init} is not there; shipped recipes give its model: {', over '.join(names)}" if names else None
+    return Planned(_loaded(read, over_base(read.tree, base, init)), start)
+
+
+def _planned_base(init: str) -> tuple[Node, tuple[str, ...]]:
+    """The tree of the recipe of `init`, and the shipped recipes that stand in for its run, the nearest first."""
+    try:
+        return read_recipe(str(_recipe_of(init))).tree, ()
+    except UsageError:
+        name = next((name for name in shipped().names() if default_folder(name) == Path(init)), None)
+        if name is None:
+            raise
+    tree = read_recipe(name).tree
+    before = _init_of(tree)
+    if before is None:
+        return tree, (name,)
+    base, names = _planned_base(before)
+    return over_base(tree, base, before), (name, *names)
+
+
+def _read(name_or_path: str, overrides: Sequence[str], model: Path | None) -> RecipeText:
+    return read_recipe(name_or_path, (*overrides, *([f"init={model}"] if model else [])))
+
+
+def _loaded(read: RecipeText, tree: Node) -> LoadedRecipe:
     return LoadedRecipe(validated(Recipe, tree, str(read.path)), read.name, read.text, read.path)
+
+
+def _init_of(tree: Node) -> str | None:
+    """The model that a recipe starts from; null: none. A value that is no text is told where it is validated."""
+    init = tree.child("init")
+    return init.value if init is not None and isinstance(init.value, str) and init.value != SCRATCH else None
 
 
 def _recipe_of(init: str) -> Path:
@@ -71,23 +122,38 @@ def _recipe_of(init: str) -> Path:
         return resolve(Path(init)) / RECIPE
     except UsageError as error:
         raise UsageError(
-            f"init: {error}. It is what the run starts from: pretrain it first, name another with --model, or start "
-            "from scratch with --set init=scratch and a whole model in the recipe"
+            f"init: {error}. It is what the run starts from: pretrain it first, name another with --set "
+            "init=RUN, or start from scratch with --set init=scratch and a whole model in the recipe"
         ) from error
 
 
 def over_base(own: Node, base: Node, init: str) -> Node:
     """A recipe's tree, its `model` merged over that of the recipe of `init`, whose `tokenizers` it takes.
 
-    Raises RecipeError for other tokenizers, and for a size that the weights of `init` don't have.
+    Raises RecipeError for other tokenizers, and for a size that the weights of `init` don't have; UsageError for a
+    visual tokenizer, where the run trains none.
     """
     kept = {name: node for name in ("model", "tokenizers") if (node := base.child(name)) is not None}
     if "model" not in kept:
         raise CheckpointError(f"the recipe of {init} has no model")
+    _check_aim(base, own, init)
     _check_tokenizers(kept.get("tokenizers"), own, init)
     if (model := own.child("model")) is not None:
         _check_sizes(kept["model"], model, init)
     return merged(Node(kept, base.place), own)
+
+
+def _check_aim(base: Node, own: Node, init: str) -> None:
+    """Raises UsageError where `init` is a visual tokenizer, and the run trains none."""
+    before, now = _objective_of(base), _objective_of(own)
+    if before in KINDS and now != before:  # an objective that trains a tokenizer has the name of its kind
+        raise no_model(init)
+
+
+def _objective_of(tree: Node) -> object:
+    objective = tree.child("objective")
+    name = objective.child("name") if objective is not None else None
+    return None if name is None else name.value
 
 
 def _check_tokenizers(base: Node | None, own: Node, init: str) -> None:
@@ -148,7 +214,7 @@ class Start:
 
     def gives_codes(self, recipe: Recipe) -> bool:
         """Whether a run with this recipe predicts the visual codes of this model."""
-        alike = recipe.tokenizers.visual == self.recipe.tokenizers.visual
+        alike = recipe.tokenizers.visual.origin == self.recipe.tokenizers.visual.origin
         return recipe.task is None and alike and self._visual.exists()
 
     @property

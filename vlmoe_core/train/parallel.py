@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
-from vlmoe_core.errors import DataError, RecipeError, TrainError, VlmoeError
+from vlmoe_core.errors import DataError, RecipeError, TokenizerError, TrainError, VlmoeError
 from vlmoe_core.moe.experts import Experts
 from vlmoe_core.train.config import TrainConfig
 
@@ -119,6 +119,13 @@ def wide_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def broadcast_buffers(module: nn.Module) -> None:
+    """Give every rank the buffers that rank 0 has."""
+    if several_ranks():
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
+
+
 def gather_objects(value: T) -> list[T]:
     """What each rank has, on every rank."""
     if not several_ranks():
@@ -147,6 +154,13 @@ def refuse_broken(broken: Sequence[str]) -> None:
     found = gather_messages(broken[0] if broken else None)
     if found:
         raise DataError(f"{found[0]}; mend it, or set data.on_error=skip to leave its place empty")
+
+
+def refuse_codes(refused: Sequence[str]) -> None:
+    """Raise TokenizerError, the same on every rank, if any rank met stored codes of other pixels; all ranks call it."""
+    found = gather_messages(refused[0] if refused else None)
+    if found:
+        raise TokenizerError(found[0])
 
 
 def on_main(work: Callable[[], T]) -> T | None:

@@ -20,6 +20,7 @@ from vlmoe_core.data.config import STREAMS
 from vlmoe_core.data.example import Record
 from vlmoe_core.data.loader import MicroBatch
 from vlmoe_core.errors import DataError, TrainError
+from vlmoe_core.objectives.learning import Learns
 from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.recipe.load import LoadedRecipe, dump_recipe
 from vlmoe_core.tasks.task import Task, open_task
@@ -27,7 +28,7 @@ from vlmoe_core.train.evaluate import Answers, evaluate, unigram_baseline
 from vlmoe_core.train.health import Alarm, HealthSummary, RouterHealth
 from vlmoe_core.train.interrupt import Interrupt
 from vlmoe_core.train.metrics import MetricsLog
-from vlmoe_core.train.parallel import end_processes, from_main, on_main, refuse_broken
+from vlmoe_core.train.parallel import broadcast_buffers, end_processes, from_main, on_main, refuse_broken, refuse_codes
 from vlmoe_core.train.reporter import Reporter
 from vlmoe_core.train.session import RunOptions, Session, open_session
 from vlmoe_core.train.step import Stepper, StepResult
@@ -168,6 +169,7 @@ class Trainer:
         parameters = sum(p.numel() for p in session.objective.parameters())
         self.reporter.started(self.recipe, session.folder.path, session.state.step, parameters)
         if session.state.step == 0:
+            self._start_if_due()
             self._evaluate(with_baseline=True)
         micros, broken = session.train_micros(), 0
         pace = Pace(sum(self.recipe.batch.size.of(stream) for stream in STREAMS))
@@ -184,6 +186,7 @@ class Trainer:
                 self._log(result, health.summary(), pace.rate())
                 if step == 0:
                     self._tell_capacity(health, "training")
+            self._start_if_due()
             self.reporter.advanced(step + 1)
             improved = self._is_due(train.eval_every) and self._evaluate()
             if improved or result.stop or self._is_due(train.save_every):
@@ -191,6 +194,19 @@ class Trainer:
             if result.stop:
                 break
         return broken
+
+    def _start_if_due(self) -> None:
+        """Let an objective that learns beside gradients see the first micro-batches; all ranks begin as rank 0 does."""
+        objective = self.session.objective
+        if not isinstance(objective, Learns) or objective.starts_at != self.session.state.step:
+            return
+        device, data = self.session.accelerator.device, self.session.train_data
+        once = max(-(-stream.epoch // data.sizes[name]) for name, stream in data.streams.items())
+        micros = (data[number] for number in range(once))
+        objective.eval()
+        objective.start({s: b.to(device) for s, b in micro.batches.items()} for micro in micros)
+        broadcast_buffers(objective)
+        self.session.state = replace(self.session.state, best_score=None, best_step=None)  # it had no codes
 
     def _is_due(self, every: int) -> bool:
         return self.session.state.step % every == 0 or self.session.state.step == self.recipe.train.steps
@@ -215,6 +231,7 @@ class Trainer:
 
         Raises:
             DataError: a held-out example is broken and `data.on_error` is `raise`; all are broken; the truth is hidden.
+            TokenizerError: stored codes are of other pixels.
             TrainError: a held-out loss is not finite.
         """
         session = self.session
@@ -222,16 +239,18 @@ class Trainer:
             return False
         device = session.accelerator.device
         broken: list[str] = []
+        refused: list[str] = []
         health = RouterHealth()
         answers = Answers(self.task, session.tokenizers.labels) if self.task else None
-        micros = _noting(session.eval_micros(), broken)
+        micros = _noting(session.eval_micros(), broken, refused)
         with self.watch(session.objective, self.recipe) as figures:
             record = evaluate(session.objective, micros, device, health, answers) | dict(figures())
         if with_baseline:
             self._tell_capacity(health, "evaluation")
-        if with_baseline and self.task is None:
-            train = _noting(session.baseline_micros(), broken)
+        if with_baseline and self.recipe.objective is not None and self.recipe.objective.hides:
+            train = _noting(session.baseline_micros(), broken, refused)
             record |= unigram_baseline(session.objective, train, session.eval_micros(), device)
+        refuse_codes(refused)
         if self.recipe.data.on_error == "raise":
             refuse_broken(broken)
         _check_finite(record, session.state.step)
@@ -297,10 +316,11 @@ class Pace:
         return rate
 
 
-def _noting(micros: Iterable[MicroBatch], broken: list[str]) -> Iterator[MicroBatch]:
-    """The same micro-batches; adds the messages of their broken examples to `broken`."""
+def _noting(micros: Iterable[MicroBatch], broken: list[str], refused: list[str]) -> Iterator[MicroBatch]:
+    """The same micro-batches; adds what is broken to `broken`, and why stored codes are refused to `refused`."""
     for micro in micros:
         broken.extend(micro.broken)
+        refused.extend([micro.refused] if micro.refused is not None else [])
         yield micro
 
 

@@ -20,9 +20,10 @@ from vlmoe_core.errors import RecipeError, UsageError
 from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.recipe.load import LoadedRecipe, dump_recipe
 from vlmoe_core.tasks.task import open_task
-from vlmoe_core.train.build import build_dataset, build_objective, compile_blocks
+from vlmoe_core.train.build import BASELINE_EXAMPLES, build_dataset, build_objective, compile_blocks
+from vlmoe_core.train.codes import reads_codes, with_codes
 from vlmoe_core.train.fitting import Given, Tokenizers, obtain_tokenizers, take_tokenizers
-from vlmoe_core.train.folder import RunFolder, check_same_recipe, start_folder, write_environment
+from vlmoe_core.train.folder import RunFolder, check_same_recipe, default_folder, start_folder, write_environment
 from vlmoe_core.train.init import open_start, start_from
 from vlmoe_core.train.optim import build_optimizer
 from vlmoe_core.train.parallel import (
@@ -34,8 +35,6 @@ from vlmoe_core.train.parallel import (
     wrap,
 )
 from vlmoe_core.train.reporter import Reporter
-
-BASELINE_EXAMPLES = 4
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,8 @@ def open_session(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) 
     start = open_start(recipe.init) if checkpoint is None else None
     given = start.tokenizers(recipe) if start else Given()
     tokenizers = obtain_tokenizers(recipe, folder.tokenizers, reporter, given)
-    objective = build_objective(recipe, tokenizers.visual, tokenizers.labels)
+    train_data, eval_data = _open_data(recipe, tokenizers)
+    objective = build_objective(recipe, None if reads_codes(recipe) else tokenizers.visual, tokenizers.labels)
     if start is not None and recipe.init_weights:
         for note in start_from(objective, start, recipe, tokenizers.labels):
             reporter.note(note)
@@ -125,11 +125,18 @@ def open_session(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) 
     state = checkpoint.state if checkpoint else fresh
     if accelerator.scaler is not None and state.scaler is not None:
         accelerator.scaler.load_state_dict(dict(state.scaler))
-    train_data = build_dataset(recipe, recipe.data.train, tokenizers, training=True)
-    eval_data = build_dataset(recipe, recipe.data.eval, tokenizers, training=False)
     return Session(
         recipe, loaded.name, folder, tokenizers, accelerator, objective, model, prepared, train_data, eval_data, state
     )
+
+
+def _open_data(recipe: Recipe, tokenizers: Tokenizers) -> tuple[MicroBatches, MicroBatches]:
+    """The training and the held-out data, with the stored codes that the recipe names."""
+    train_data = build_dataset(recipe, recipe.data.train, tokenizers, training=True)
+    eval_data = build_dataset(recipe, recipe.data.eval, tokenizers, training=False)
+    if reads_codes(recipe):
+        return with_codes(recipe, tokenizers.visual, train_data, eval_data)
+    return train_data, eval_data
 
 
 def _refuse_accumulation(recipe: Recipe, ranks: int) -> None:
@@ -146,7 +153,7 @@ def _refuse_accumulation(recipe: Recipe, ranks: int) -> None:
 def _where(loaded: LoadedRecipe, options: RunOptions) -> tuple[Path, Checkpoint | None]:
     """The run folder, and the checkpoint from which the run goes on."""
     chosen = options.out or (Path(loaded.recipe.out) if loaded.recipe.out else None)
-    default = Path("runs") / loaded.name.replace("/", "-")
+    default = default_folder(loaded.name)
     if options.resume is None:
         return chosen or default, None
     if options.overwrite:

@@ -18,7 +18,15 @@ from vlmoe_core.train.bias import RouterBiases
 from vlmoe_core.train.config import OptimConfig
 from vlmoe_core.train.health import RouterHealth
 from vlmoe_core.train.optim import FACTOR, learning_rate
-from vlmoe_core.train.parallel import all_sum, gather_messages, refresh_expert_copies, refuse_broken, wide_dtype
+from vlmoe_core.train.parallel import (
+    all_sum,
+    gather_messages,
+    refresh_expert_copies,
+    refuse_broken,
+    refuse_codes,
+    wide_dtype,
+)
+from vlmoe_core.train.statistics import Statistics
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,7 @@ class Stepper:
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.config, self.steps, self.seed, self.on_error = config, steps, seed, on_error
         self.biases = RouterBiases(model)
+        self.statistics = Statistics(accelerator.unwrap_model(model))
 
     def __call__(
         self,
@@ -81,11 +90,15 @@ class Stepper:
 
         Raises:
             DataError: some rank met a broken example and `on_error` is `raise`.
-            TrainError: a loss or the gradient is not finite. No weight was changed, in either case.
+            TokenizerError: some rank met stored codes of other pixels.
+            TrainError: a loss or the gradient is not finite. No weight was changed, in any case.
         """
-        counts, broken = self._global_counts(micros)
+        counts, broken, refused = self._global_counts(micros)
+        if refused:
+            refuse_codes([micro.refused for micro in micros if micro.refused is not None])
         micros = [self._on_device(micro) for micro in micros]
         self.biases.forget()
+        self.statistics.forget()
         if broken and self.on_error == "raise":
             refuse_broken([message for micro in micros for message in micro.broken])
         lr = self._set_learning_rate(step)
@@ -103,14 +116,15 @@ class Stepper:
         device = self.accelerator.device
         return MicroBatch(micro.number, {s: b.to(device) for s, b in micro.batches.items()}, micro.broken)
 
-    def _global_counts(self, micros: Sequence[MicroBatch]) -> tuple[dict[str, float], int]:
-        """Counts of every part and number of broken examples, over all micro-batches and ranks."""
+    def _global_counts(self, micros: Sequence[MicroBatch]) -> tuple[dict[str, float], int, int]:
+        """Counts of every part, of broken examples and of refused micro-batches, over all micro-batches and ranks."""
         objective = self.accelerator.unwrap_model(self.model)
         local = [objective.counts(micro.batches) for micro in micros]
         names = list(local[0])
         totals = [float(sum(counts[name] for counts in local)) for name in names]
-        *values, broken = self._sum([*totals, float(sum(len(micro.broken) for micro in micros))])
-        return dict(zip(names, values, strict=True)), int(broken)
+        faults = [float(sum(len(m.broken) for m in micros)), float(sum(m.refused is not None for m in micros))]
+        *values, broken, refused = self._sum([*totals, *faults])
+        return dict(zip(names, values, strict=True)), int(broken), int(refused)
 
     def _sum(self, numbers: Sequence[float | Tensor]) -> list[float]:
         """Numbers summed over all ranks: those on the device first, then those of the host, each in their order."""
@@ -137,6 +151,7 @@ class Stepper:
             # DistributedDataParallel takes the mean over ranks; the counts already are global.
             self.accelerator.backward(loss.total(counts) * self.accelerator.num_processes)
         self.biases.add(one for _, one in loss.routed)
+        self.statistics.add(loss.statistics)
         if health is not None:
             health.add(loss.routed)
         return loss.detached()
@@ -174,6 +189,7 @@ class Stepper:
         refresh_expert_copies(self.model)
         if finite:
             self.biases.update()
+            self.statistics.update(step)
         return grad_norm if finite else None
 
 

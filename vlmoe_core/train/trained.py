@@ -18,6 +18,7 @@ from vlmoe_core.recipe.load import load_model_recipe, load_recipe
 from vlmoe_core.train.build import build_objective
 from vlmoe_core.train.fitting import Tokenizers, read_tokenizers
 from vlmoe_core.train.folder import RunFolder
+from vlmoe_core.train.visual import refuse_tokenizer, trains_tokenizer
 
 RUNS = Path("runs")
 
@@ -67,6 +68,7 @@ def load_finetuned(path: Path, task: str) -> Trained:
     """The same of a model that was finetuned on a task. Raises UsageError for any other."""
     trained = load_trained(path)
     found = trained.recipe.task
+    refuse_tokenizer(trained.recipe, str(path))
     if found is None or found.name != task:
         was = "pretrained, not finetuned" if found is None else f"finetuned on {found.name}"
         raise UsageError(f"{path} was {was}; to use it on {task}: vlmoe finetune RECIPE --model {path}")
@@ -90,7 +92,7 @@ def newest_pretrained(stream: StreamName, runs: Path = RUNS) -> Path:
     """
     return _newest(
         runs,
-        lambda recipe: recipe.task is None and recipe.batch.size.of(stream) > 0,
+        lambda recipe: recipe.task is None and not trains_tokenizer(recipe) and recipe.batch.size.of(stream) > 0,
         f"was pretrained on the {stream} stream; make one with 'vlmoe pretrain quickstart/pretrain'",
     )
 

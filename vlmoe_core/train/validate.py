@@ -7,27 +7,30 @@ from typing import Any
 from vlmoe_core.data.check import describe_source
 from vlmoe_core.data.config import SPLITS, STREAMS, SplitConfig, StreamName
 from vlmoe_core.data.example import TextEncoder
-from vlmoe_core.data.loader import MicroBatch, MicroBatches, load
-from vlmoe_core.data.prepare import Preparer, build_preparer
+from vlmoe_core.data.loader import MicroBatch
 from vlmoe_core.data.stream import Stream, open_streams
 from vlmoe_core.errors import DataError
-from vlmoe_core.objectives.masking import Masking
 from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.recipe.load import LoadedRecipe
-from vlmoe_core.tasks.labels import NO_LABELS, Labels
 from vlmoe_core.tasks.task import open_task
-from vlmoe_core.tokenizers.visual import VisualTokenizer
-from vlmoe_core.train.build import HELD_OUT_SEED, micro_sizes, task_preparer
+from vlmoe_core.train.build import HELD_OUT_SEED
+from vlmoe_core.train.codes import check_codes, reads_codes
 from vlmoe_core.train.fitting import Given, Tokenizers, check_fit, obtain_labels, obtain_text, obtain_visual
 from vlmoe_core.train.init import SCRATCH, open_start
 from vlmoe_core.train.rehearsal import MOST_PARAMETERS, Parameters, count_parameters, shrunken_model, try_step
 from vlmoe_core.train.reporter import Reporter
-from vlmoe_core.train.stand_ins import FirstDocuments, NumberEncoder, noise_streams, with_first_documents
-
-MOST_DRAWN = 4
-"""Examples of each stream in the trial batches."""
-TRIAL_TEXTS = 200
-TRIAL_IMAGES = 16
+from vlmoe_core.train.stand_ins import FirstDocuments, with_first_documents
+from vlmoe_core.train.trial import (
+    MOST_DRAWN,
+    TRIAL_IMAGES,
+    TRIAL_TEXTS,
+    Inputs,
+    draw,
+    hides,
+    noise_inputs,
+    trial_preparer,
+    with_small_fits,
+)
 
 
 @dataclass(frozen=True)
@@ -44,34 +47,44 @@ class Check:
     """The numbers in `detail`, for machines."""
 
 
-def validate(loaded: LoadedRecipe, read_data: bool = True) -> Iterator[Check]:
+def validate(loaded: LoadedRecipe, read_data: bool = True, start: str | None = None) -> Iterator[Check]:
     """Check a recipe piece by piece; each check is yielded as soon as it has passed, those not made come last.
 
     Args:
         loaded: the recipe, whose values are valid already.
-        read_data: False opens no source and no tokenizer: random inputs of the recipe's sizes stand in.
+        read_data: False opens no source, tokenizer or model: random inputs of the recipe's sizes stand in.
+        start: what stood in for the model that the run starts from, when the recipe was loaded; null: nothing did.
 
     Raises:
         DataError: a source is missing, empty, or gives no readable example.
         TokenizerError: a named tokenizer is missing or does not fit the recipe.
+        RecipeError: the data of a task are of another stream.
         TrainError: the step's loss or gradient is not finite.
     """
     recipe = loaded.recipe
     yield _recipe_check(loaded)
-    labels, visual, micro = NO_LABELS, None, None
+    if start is not None:
+        yield Check("start", start)
     if read_data:
         tokenizers = _trial_tokenizers(recipe)
         yield from _tokenizer_checks(recipe, tokenizers)
         micro = yield from _data_checks(recipe, tokenizers)
-        labels, visual = tokenizers.labels, tokenizers.visual
-    elif recipe.task is None:
-        micro, visual = noise_inputs(recipe)
-        yield Check("inputs", "random pixels and words stand in for the data (--no-data)")
-    parameters = count_parameters(recipe, labels)
-    yield _model_check(recipe, parameters)
-    if micro is not None:
-        yield _step_check(recipe, parameters, visual, micro, labels)
+        if reads_codes(recipe):
+            yield _codes_check(recipe, tokenizers)
+        inputs = Inputs(micro, tokenizers.visual, tokenizers.labels)
+    else:
+        inputs = noise_inputs(recipe)
+        yield _inputs_check(recipe, inputs)
+    parameters = count_parameters(recipe, inputs.labels)
+    yield _model_check(parameters)
+    yield _step_check(recipe, parameters, inputs)
     yield from _not_checked(recipe, parameters, read_data)
+
+
+def _codes_check(recipe: Recipe, tokenizers: Tokenizers) -> Check:
+    positions = check_codes(recipe, tokenizers.visual)
+    detail = f"{recipe.tokenizers.visual.tokens}, {positions:,} positions; the crops of the first ones are the run's"
+    return Check("stored tokens", detail, figures={"positions": positions})
 
 
 def _recipe_check(loaded: LoadedRecipe) -> Check:
@@ -86,26 +99,16 @@ def _recipe_check(loaded: LoadedRecipe) -> Check:
 
 def _trial_tokenizers(recipe: Recipe) -> Tokenizers:
     """Those that the recipe names, loaded; the others fitted on a few examples."""
-    trial, start = _with_small_fits(recipe), open_start(recipe.init)
+    trial, start = with_small_fits(recipe), open_start(recipe.init)
     streams = open_streams(recipe.data, recipe.data.train, recipe.seed)
     given = start.tokenizers(recipe) if start else Given()
     text = given.text or obtain_text(trial, streams.values(), Reporter())
-    visual = None if recipe.task else given.visual or obtain_visual(trial, streams.values(), Reporter())
+    visual = None
+    if hides(recipe):
+        visual = given.visual or obtain_visual(trial, streams.values(), Reporter())
     tokenizers = Tokenizers(text, visual, obtain_labels(recipe))
     check_fit(recipe if given.visual else trial, tokenizers)
     return tokenizers
-
-
-def _with_small_fits(recipe: Recipe) -> Recipe:
-    text, visual = recipe.tokenizers.text, recipe.tokenizers.visual
-    if text.load is None:
-        text = text.model_copy(update={"fit_texts": min(text.fit_texts, TRIAL_TEXTS)})
-    if visual.load is None:
-        codes = min(visual.codebook_size, max(2, recipe.model.num_patches))
-        images = min(visual.fit_images, TRIAL_IMAGES)
-        visual = visual.model_copy(update={"codebook_size": codes, "fit_images": images, "iterations": 1})
-    tokenizers = recipe.tokenizers.model_copy(update={"text": text, "visual": visual})
-    return recipe.model_copy(update={"tokenizers": tokenizers})
 
 
 def _tokenizer_checks(recipe: Recipe, tokenizers: Tokenizers) -> Iterator[Check]:
@@ -122,12 +125,12 @@ def _tokenizer_checks(recipe: Recipe, tokenizers: Tokenizers) -> Iterator[Check]
         yield Check(
             "text tokenizer", f"{text.load}, {words:,} ids for {text.vocab_size:,} rows{notes}", figures={"ids": words}
         )
-    else:
+    elif _has_words(recipe):
         yield Check("text tokenizer", f"WordPiece fitted on at most {TRIAL_TEXTS} texts, for this trial only")
-    if visual.load is not None:
+    if hides(recipe) and not visual.is_fitted:
         yield Check(
             "visual tokenizer",
-            f"{visual.load}, {visual.codebook_size:,} codes",
+            f"{visual.load or visual.tokens}, {visual.codebook_size:,} codes",
             figures={"codes": visual.codebook_size},
         )
     elif tokenizers.visual is not None:
@@ -142,9 +145,8 @@ def _data_checks(recipe: Recipe, tokenizers: Tokenizers) -> Generator[Check, Non
         streams = _open(recipe, name, split, tokenizers.text)
         for stream in streams.values():
             yield from _source_checks(f"data.{name}.{stream.name}", stream)
-        micro = drawn[name] = _draw(
-            recipe, streams, _drawn(recipe, split), _preparer(recipe, tokenizers, name == "train")
-        )
+        preparer = trial_preparer(recipe, tokenizers.text, tokenizers.labels, name == "train")
+        micro = drawn[name] = draw(recipe, streams, split, preparer)
         for stream_name in streams:
             count = micro.batches[stream_name].num_examples
             if count == 0:
@@ -173,65 +175,29 @@ def _source_checks(place: str, stream: Stream) -> Iterator[Check]:
             )
 
 
-def _drawn(recipe: Recipe, split: SplitConfig) -> dict[StreamName, int]:
-    return {stream: min(size, MOST_DRAWN) for stream, size in micro_sizes(recipe, split).items()}
+def _inputs_check(recipe: Recipe, inputs: Inputs) -> Check:
+    made_up = ["random pixels and words stand in for the data (--no-data)"]
+    if recipe.task is not None and open_task(recipe.task).known_labels is None:
+        made_up.append(f"{len(inputs.labels.names):,} made-up labels for those that the data would give")
+    if inputs.teacher is not None:
+        made_up.append(f"random features, {inputs.teacher.dim} wide, for the teacher's")
+    return Check("inputs", "; ".join(made_up))
 
 
-def _draw(
-    recipe: Recipe,
-    streams: Mapping[StreamName, Stream],
-    sizes: Mapping[StreamName, int],
-    preparer: Preparer,
-) -> MicroBatch:
-    """The first examples of each stream as a micro-batch, made in this process."""
-    names = STREAMS if recipe.task is None else (open_task(recipe.task).stream,)
-    image_size, patches = recipe.model.image_size, recipe.model.num_patches
-    dataset = MicroBatches(streams, sizes, preparer, image_size, patches, limit=MOST_DRAWN, names=names)
-    return next(load(dataset, [0], recipe.data.model_copy(update={"workers": 0})))
-
-
-def _preparer(recipe: Recipe, tokenizers: Tokenizers, training: bool) -> Preparer:
-    if recipe.task is not None:
-        return task_preparer(recipe, open_task(recipe.task), tokenizers, training)
-    return _masking_preparer(recipe, tokenizers.text, training)
-
-
-def _masking_preparer(recipe: Recipe, encoder: TextEncoder, training: bool) -> Preparer:
-    masking = Masking.of(recipe.mask, recipe.model.grid, encoder)
-    return build_preparer(recipe.data, recipe.model.image_size, encoder, masking, training)
-
-
-def noise_inputs(recipe: Recipe) -> tuple[MicroBatch, VisualTokenizer | None]:
-    """A batch of random examples, and a visual tokenizer fitted on some."""
-    streams = noise_streams(recipe)
-    encoder = NumberEncoder(recipe.tokenizers.text.vocab_size)
-    micro = _draw(recipe, streams, _drawn(recipe, recipe.data.train), _masking_preparer(recipe, encoder, training=True))
-    trial = _with_small_fits(_without_named_tokenizers(recipe))
-    return micro, obtain_visual(trial, streams.values(), Reporter())
-
-
-def _without_named_tokenizers(recipe: Recipe) -> Recipe:
-    visual = recipe.tokenizers.visual.model_copy(update={"load": None})
-    return recipe.model_copy(update={"tokenizers": recipe.tokenizers.model_copy(update={"visual": visual})})
-
-
-def _model_check(recipe: Recipe, parameters: Parameters) -> Check:
+def _model_check(parameters: Parameters) -> Check:
     detail = f"{parameters.total:,} parameters, {parameters.active:,} of them active; built on the meta device"
     return Check("model", detail, figures={"parameters": parameters.total, "active_parameters": parameters.active})
 
 
-def _step_check(
-    recipe: Recipe, parameters: Parameters, visual: VisualTokenizer | None, micro: MicroBatch, labels: Labels
-) -> Check:
+def _step_check(recipe: Recipe, parameters: Parameters, inputs: Inputs) -> Check:
     shrunken = _is_shrunken(parameters)
     if shrunken:
         recipe = recipe.model_copy(update={"model": shrunken_model(recipe.model)})
-    value = try_step(recipe, visual, micro.batches, labels)
-    sizes = ", ".join(f"{b.num_examples} {s}" for s, b in micro.batches.items() if b.num_examples)
+    batches = inputs.micro.batches
+    value = try_step(recipe, inputs.visual, batches, inputs.labels, inputs.teacher)
+    sizes = ", ".join(f"{b.num_examples} {s}" for s, b in batches.items() if b.num_examples)
     model = (
-        f"a model of the same structure, dim {recipe.model.dim}, hidden {recipe.model.hidden}"
-        if shrunken
-        else "the model"
+        f"a model of the same blocks, dim {recipe.model.dim}, hidden {recipe.model.hidden}" if shrunken else "the model"
     )
     if shrunken:
         model += f" (above {MOST_PARAMETERS:,} parameters it is shrunk)"
@@ -248,21 +214,25 @@ def _not_checked(recipe: Recipe, parameters: Parameters, read_data: bool) -> Ite
         yield Check(name, detail, done=False)
 
 
+def _has_words(recipe: Recipe) -> bool:
+    return bool(recipe.data.train.text or recipe.data.train.pair)
+
+
 def _fitted(recipe: Recipe) -> list[str]:
     """The tokenizers that the run will fit: neither loaded nor taken over from the model that it starts from."""
-    start = open_start(recipe.init)
-    text = start is None
-    visual = recipe.task is None and not (start is not None and start.gives_codes(recipe))
-    needed = {"text": text, "visual": visual}
-    return [name for name, is_needed in needed.items() if is_needed and getattr(recipe.tokenizers, name).load is None]
+    start, tokenizers = open_start(recipe.init), recipe.tokenizers
+    gives_codes = start is not None and start.gives_codes(recipe)
+    fits = {
+        "text": start is None and tokenizers.text.load is None and _has_words(recipe),
+        "visual": hides(recipe) and not gives_codes and tokenizers.visual.is_fitted,
+    }
+    return [name for name, is_fitted in fits.items() if is_fitted]
 
 
 def _open_questions(recipe: Recipe, parameters: Parameters, read_data: bool) -> dict[str, str]:
     found: dict[str, str] = {}
     if not read_data:
         found["data and tokenizers"] = "nothing but the recipe was opened (--no-data)"
-        if recipe.task is not None:
-            found["step"] = "a task's labels come from its data"
     else:
         found["later data"] = (
             f"at most {MOST_DRAWN} examples of each stream were read; vlmoe data check reads the others"

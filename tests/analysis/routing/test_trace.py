@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.analysis.codes.support import random_tokenizer
 from tests.analysis.routing.support import (
     CLASSES,
     SPECIAL,
@@ -26,12 +27,13 @@ from tests.analysis.routing.support import (
 from tests.model.support import VOCAB
 from vlmoe_core.analysis.routing.api import trace
 from vlmoe_core.analysis.routing.tables import Cell, Tables
-from vlmoe_core.analysis.routing.trace import Trace
+from vlmoe_core.analysis.routing.trace import Trace, encoder_of
 from vlmoe_core.data.config import STREAMS, StreamName
 from vlmoe_core.data.example import Sample
 from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.model.encoder import Encoder
 from vlmoe_core.moe.peak import peak_bytes
+from vlmoe_core.tokenizers.online import OnlineTokenizer
 
 TASKS: dict[StreamName, str] = {"image": "mim", "text": "mlm", "pair": "vlm"}
 
@@ -226,6 +228,14 @@ def test_the_encoder_is_found_inside_a_model_and_its_batch_may_be_named() -> Non
     with trace(nn.ModuleDict({"module": nn.ModuleDict({"encoder": encoder})})) as found:
         encoder(batch=batch, intermediates=["embeddings"])
     assert found.tables[Cell("mlm", 0, "text")].num_tokens == 7
+
+
+def test_the_encoder_of_a_frozen_tokenizer_is_not_the_models() -> None:
+    encoder, visual = sparse_encoder(**per_modality()), OnlineTokenizer(random_tokenizer(), "fp32")
+    model = nn.ModuleDict({"visual": visual, "encoder": encoder})
+    assert encoder_of(model) is encoder
+    with pytest.raises(ValueError, match="this one has 0"):
+        encoder_of(visual)
 
 
 def test_a_model_without_an_encoder_or_with_two_is_refused() -> None:

@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import nn
 
+from tests.analysis.codes.support import random_tokenizer
 from tests.train.support import metrics, tiny, train
 from vlmoe_core.analysis.routing.request import tasks_of
 from vlmoe_core.analysis.routing.watch import watch_routing
 from vlmoe_core.data.loader import MicroBatch
+from vlmoe_core.model.encoder import Encoder
 from vlmoe_core.recipe.config import Recipe
-from vlmoe_core.train.build import build_dataset
+from vlmoe_core.train.build import build_dataset, build_objective
 from vlmoe_core.train.trained import Trained, load_trained
 
 NAMES = ("dropped", "entropy", "confidence", "gini")
@@ -49,6 +51,17 @@ def test_nothing_is_left_on_the_model(trained: Trained) -> None:
     hooks = len(trained.objective.encoder._forward_hooks)  # type: ignore[union-attr, arg-type]
     figures_of(trained.objective, trained.recipe, first_group(trained).batches)
     assert len(trained.objective.encoder._forward_hooks) == hooks  # type: ignore[union-attr, arg-type]
+
+
+def test_a_visual_tokenizer_with_an_encoder_takes_no_part(trained: Trained) -> None:
+    batches = first_group(trained).batches
+    before = figures_of(trained.objective, trained.recipe, batches)
+    visual = random_tokenizer()
+    objective = build_objective(trained.recipe, visual)
+    objective.load_state_dict(trained.objective.state_dict())
+    found = figures_of(objective.eval(), trained.recipe, batches)
+    assert found == before and found
+    assert sum(isinstance(module, Encoder) for module in objective.modules()) == 2
 
 
 def test_an_objective_with_two_encoders_has_no_figures(trained: Trained) -> None:

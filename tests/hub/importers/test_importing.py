@@ -113,7 +113,7 @@ def test_a_model_folder_is_never_overwritten(vlmo: Path) -> None:
 
 
 def test_an_unknown_family_is_named(vlmo: Path) -> None:
-    with pytest.raises(UsageError, match="there is no importer for clip; known: beit3, vlmo, beit, bert"):
+    with pytest.raises(UsageError, match="there is no importer for clip; known: beit3, vlmo, beit, bert, vqkd"):
         import_model("clip", str(vlmo / "vlmo.pt"), vlmo / "clip")
 
 

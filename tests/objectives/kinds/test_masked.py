@@ -1,5 +1,6 @@
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ class SumOfPixels(VisualTokenizer):
     """The code of a patch is the sum of its pixels, modulo the number of codes."""
 
     patch_size, codebook_size, fingerprint = 4, CODES, "sum"
+
+    def misfit(self, image_size: int, patch_size: int) -> str | None:
+        return None
 
     def encode(self, images_BCHW: Tensor) -> Tensor:
         return to_patches(images_BCHW, 4).long().sum(-1) % CODES
@@ -354,6 +358,18 @@ def test_images_without_a_visual_tokenizer_are_refused() -> None:
         objective(batches)
     texts = batches_of(objective, {"text": samples_of_all(objective)["text"]})
     assert objective(texts).parts["mlm"].count > 0
+
+
+def test_codes_that_a_batch_brings_are_the_targets() -> None:
+    objective = objective_of()
+    batches = batches_of(objective, samples_of_all(objective))
+    batch = batches["image"]
+    stored_IP = torch.arange(batch.patch_mask_IP.numel()).view_as(batch.patch_mask_IP) % CODES
+    coded = {"image": replace(batch, codes_IP=stored_IP)}
+    assert objective.targets(coded)["mim"].tolist() == stored_IP[batch.patch_mask_IP].tolist()
+    assert objective.targets({"image": batch})["mim"].tolist() != stored_IP[batch.patch_mask_IP].tolist()
+    objective.visual = None
+    assert objective(coded).parts["mim"].count == batch.num_masked_patches > 0
 
 
 def test_the_visual_tokenizer_is_no_part_of_the_state() -> None:

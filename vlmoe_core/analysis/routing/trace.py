@@ -18,6 +18,7 @@ from vlmoe_core.data.config import StreamName
 from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.model.encoder import Encoded, Encoder
 from vlmoe_core.moe.plan import RoutingPlan
+from vlmoe_core.tokenizers.frozen import Frozen
 
 PRETRAINING_TASKS: Mapping[StreamName, str] = {"image": "mim", "text": "mlm", "pair": "vlm"}
 """What is learned from each stream in pretraining."""
@@ -125,7 +126,13 @@ def listening(model: nn.Module, receive: Receive) -> Iterator[None]:
 
 def encoder_of(model: nn.Module) -> Encoder:
     """The model's encoder. Raises ValueError where it has none, or several."""
-    found = [module for module in model.modules() if isinstance(module, Encoder)]
+    found = encoders_of(model)
     if len(found) != 1:
         raise ValueError(f"a model with one encoder can be traced, this one has {len(found)}")
     return found[0]
+
+
+def encoders_of(model: nn.Module) -> list[Encoder]:
+    """The model's own encoders; that of a frozen visual tokenizer is none of them."""
+    frozen = {inner for module in model.modules() if isinstance(module, Frozen) for inner in module.modules()}
+    return [module for module in model.modules() if isinstance(module, Encoder) and module not in frozen]

@@ -11,9 +11,9 @@ from vlmoe_core.analysis.routing.measures import gini
 from vlmoe_core.analysis.routing.request import tasks_of
 from vlmoe_core.analysis.routing.summarise import counted, merge
 from vlmoe_core.analysis.routing.tables import Tables
-from vlmoe_core.analysis.routing.trace import Trace, listening
+from vlmoe_core.analysis.routing.trace import Trace, encoders_of, listening
 from vlmoe_core.data.batch import Batch
-from vlmoe_core.model.encoder import Encoded, Encoder
+from vlmoe_core.model.encoder import Encoded
 from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.train.parallel import gather_objects
 
@@ -24,10 +24,10 @@ def watch_routing(objective: nn.Module, recipe: Recipe) -> Iterator[Callable[[],
 
     Yields what gives the figures, over all processes, which must all call it: means over the sparse layers, as
     `routing/<task>/<modality>/{dropped,entropy,confidence,gini}`; entropy in nats, the others from 0 to 1. Views for
-    image-text contrast, in which nothing is hidden, are left out. An objective with several encoders
+    image-text contrast, in which nothing is hidden, are left out. An objective with several encoders that learn
     has no figures.
     """
-    encoders = [module for module in objective.modules() if isinstance(module, Encoder)]
+    encoders = encoders_of(objective)
     if len(encoders) != 1:
         yield dict
         return

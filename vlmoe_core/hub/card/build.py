@@ -17,7 +17,8 @@ from vlmoe_core.hf import Address, is_hub
 from vlmoe_core.hub.card.facts import data_rows, model_rows, result_tables, training_rows
 from vlmoe_core.hub.card.folder import CONFIG, CardFolder
 from vlmoe_core.hub.card.limits import limits
-from vlmoe_core.hub.card.text import Markdown, fill, one_line
+from vlmoe_core.hub.card.text import Markdown, fill, one_line, short
+from vlmoe_core.hub.card.tokenizer import tokenizer_rows, tokenizer_snippet, tokenizer_summary, tokenizer_tables
 from vlmoe_core.hub.results import PIPELINES, current_results, model_index
 
 if TYPE_CHECKING:
@@ -83,8 +84,9 @@ def build_card(
             "title": title,
             "summary": _summary(found),
             "snippet": Markdown(_snippet(found, repo or PLACEHOLDER)),
-            "results": result_tables(found),
-            "model": model_rows(found),
+            "results": tokenizer_tables(found) if found.is_tokenizer else result_tables(found),
+            "model": tokenizer_rows(found) if found.is_tokenizer else model_rows(found),
+            "tokenizer": found.is_tokenizer,
             "figure": _figure(found),
             "training": training_rows(found),
             "recipe": Markdown(f"[{RECIPE}]({RECIPE})" if found.publishes(RECIPE) else "not published here"),
@@ -142,10 +144,12 @@ def _title(folder: CardFolder, repo: str | None) -> str:
 
 
 def _summary(folder: CardFolder) -> str:
+    if folder.is_tokenizer:
+        return tokenizer_summary(folder, short(folder.parameters.total))
     kind = "sparse mixture-of-experts" if folder.recipe.model.pools else "dense"
     sizes = folder.parameters
-    applied = f", of which a token of each modality uses {_short(sizes.applied)}" if sizes.applied else ""
-    counted = f"{_short(sizes.total)} parameters{applied if folder.recipe.model.pools else ''}"
+    applied = f", of which a token of each modality uses {short(sizes.applied)}" if sizes.applied else ""
+    counted = f"{short(sizes.total)} parameters{applied if folder.recipe.model.pools else ''}"
     return f"A {kind} vision-language transformer with {counted}, {_made(folder)}"
 
 
@@ -158,13 +162,6 @@ def _made(folder: CardFolder) -> str:
     if folder.imported is not None:
         return f"imported into vlmoe from {folder.imported.family} weights."
     return "an encoder without heads for vlmoe."
-
-
-def _short(count: int) -> str:
-    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
-        if count >= size:
-            return f"{count / size:.3g}{unit}"
-    return str(count)
 
 
 def _figure(folder: CardFolder) -> Figure | None:
@@ -183,7 +180,9 @@ def _figure(folder: CardFolder) -> Figure | None:
 
 
 def _snippet(folder: CardFolder, repo: str) -> str:
-    """Three lines of Python that load what is published."""
+    """Three lines of Python that load what is published; of a tokenizer the lines of a recipe too."""
+    if folder.is_tokenizer:
+        return tokenizer_snippet(folder, repo)
     return f"```python\n{chr(10).join(_lines(folder, repo))}\n```"
 
 
@@ -211,13 +210,23 @@ def _metadata(folder: CardFolder, title: str, license: str | None) -> "ModelCard
     return ModelCardData(
         library_name=_library(folder),
         license=license,
-        pipeline_tag=PIPELINES.get(folder.task, None) if folder.task else "feature-extraction",
-        tags=["vlmoe", "vision-language", *pools, *([folder.task] if folder.task else [])],
+        pipeline_tag=_pipeline(folder),
+        tags=["vlmoe", _kind(folder), *pools, *([folder.task] if folder.task else [])],
         base_model=_base_model(folder),
         datasets=_datasets(folder) or None,
         model_name=title if entries else None,
         eval_results=entries or None,
     )
+
+
+def _pipeline(folder: CardFolder) -> str | None:
+    if folder.task:
+        return PIPELINES.get(folder.task, None)
+    return "image-feature-extraction" if folder.is_tokenizer else "feature-extraction"
+
+
+def _kind(folder: CardFolder) -> str:
+    return "visual-tokenizer" if folder.is_tokenizer else "vision-language"
 
 
 def _library(folder: CardFolder) -> str | None:

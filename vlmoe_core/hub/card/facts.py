@@ -49,7 +49,8 @@ class Table:
 def model_rows(folder: CardFolder) -> list[Row]:
     """Sizes, experts, parameters."""
     model, sizes = folder.recipe.model, folder.parameters
-    heads = ", of the encoder alone" if sizes.encoder_alone else ", heads included"
+    more = ", decoder included" if folder.is_tokenizer else ", heads included"
+    heads = ", of the encoder alone" if sizes.encoder_alone else more
     rows: list[Row] = [
         ("Blocks", f"{model.layers}{_vl_layers(model)}"),
         ("Width", f"{model.dim:,}, {model.heads} attention heads, {model.hidden:,} inside a feed-forward network"),
@@ -57,11 +58,10 @@ def model_rows(folder: CardFolder) -> list[Row]:
             "Images",
             f"{model.image_size} x {model.image_size} pixels, patches of {model.patch_size} x {model.patch_size}",
         ),
-        (
-            "Texts",
-            f"up to {model.max_text_length} tokens, a vocabulary of {folder.recipe.tokenizers.text.vocab_size:,}",
-        ),
     ]
+    if model.modality != "vision":
+        words = folder.recipe.tokenizers.text.vocab_size
+        rows.append(("Texts", f"up to {model.max_text_length} tokens, a vocabulary of {words:,}"))
     rows += [(f"Experts, {pool}", _experts(moe, model.sparse_layers(pool))) for pool, moe in model.pools.items()]
     if model.modality != "both":
         rows.append(("Reads", f"{model.modality} alone"))
@@ -140,7 +140,8 @@ def training_rows(folder: CardFolder) -> list[Row]:
 
 def _objective(run: Recipe) -> str:
     assert run.objective is not None
-    return "masked modelling" if run.objective.name == "masked" else run.objective.name
+    words = {"masked": "masked modelling", "vqkd": "codes of patches that tell a teacher's features (VQ-KD)"}
+    return words.get(run.objective.name, run.objective.name)
 
 
 def started_from(run: Recipe) -> str:
@@ -273,7 +274,7 @@ def _held_out(folder: CardFolder) -> list[Table]:
     what = "losses in nats" if len(names) == sum(name.startswith("loss/") for name in names) else "losses and metrics"
     title = f"Held-out {what} at step {last['step']:,}, at most {limit:,} examples of each stream"
     shown, folded = (tuple(rows[n] for n in names if (n in parts) == hidden) for hidden in (False, True))
-    return [_without_empty(Table(title, ("", own, before, "unigram baseline"), shown, folded))]
+    return [without_empty(Table(title, ("", own, before, "unigram baseline"), shown, folded))]
 
 
 def _held_out_row(name: str, last: Line, first: Line) -> Row:
@@ -288,7 +289,7 @@ def _loss_name(name: str) -> str:
     return f"{part}, percent" if kind == "metric" else PARTS.get(part, f"loss of {part}")
 
 
-def _without_empty(table: Table) -> Table:
+def without_empty(table: Table) -> Table:
     """Without columns that say nothing."""
     kept = [n for n in range(len(table.head)) if n == 0 or any(row[n] for row in table.rows)]
     rows, folded = (tuple(tuple(row[n] for n in kept) for row in part) for part in (table.rows, table.folded))

@@ -18,6 +18,7 @@ from vlmoe_core.hub.card.receipts import EXPORTED, IMPORTED, UPCYCLED, Exported,
 from vlmoe_core.recipe.config import ModelRecipe, Recipe
 from vlmoe_core.recipe.load import load_model_recipe
 from vlmoe_core.train.results import StoredResult, read_results
+from vlmoe_core.train.visual import trains_tokenizer
 
 METRICS, ENVIRONMENT, REPORT, CONFIG = "metrics.jsonl", "environment.json", "report", "config.json"
 FIGURES = tuple(f"{REPORT}/figures/{name}.png" for name in ("loads", "information", "entropy", "drops"))
@@ -101,6 +102,11 @@ class CardFolder:
     def task(self) -> str | None:
         """What the model was finetuned on."""
         return self.run.task.name if self.run is not None and self.run.task is not None else None
+
+    @property
+    def is_tokenizer(self) -> bool:
+        """What was trained is a visual tokenizer."""
+        return trains_tokenizer(self.recipe)
 
     @cached_property
     def state(self) -> RunState | None:
@@ -199,7 +205,8 @@ def _with_run(folder: Path) -> list[Path]:
 
 
 def _counted(tensors: StoredTensors, recipe: ModelRecipe) -> Parameters:
-    """Ties count once; scales of quantised weights and the bias that balances a router are no parameters."""
+    """Ties count once; scales of quantised weights, the bias that balances a router and the codes of a tokenizer are no
+    parameters."""
     sizes = {name: prod(tensors.shape(name)) for name in tensors if _is_parameter(name, tensors)}
     idle = 0
     for name, experts in tensors.experts().items():
@@ -210,7 +217,7 @@ def _counted(tensors: StoredTensors, recipe: ModelRecipe) -> Parameters:
 
 
 def _is_parameter(name: str, tensors: StoredTensors) -> bool:
-    return name not in tensors.tied and not name.endswith(".router.bias")
+    return name not in tensors.tied and not name.endswith(".router.bias") and ".quantiser." not in name
 
 
 def _pool_of(name: str) -> str:

@@ -44,6 +44,10 @@ def _of_results(folder: CardFolder) -> Iterator[str]:
 
 
 def _of_aim(folder: CardFolder) -> Iterator[str]:
+    if folder.is_tokenizer:
+        grid = folder.recipe.model.grid
+        yield f"It gives codes to a grid of {grid} x {grid} patches; a model with another grid needs another tokenizer."
+        return
     if folder.task is None:
         yield "Not finetuned: it has no head that answers a task."
     if folder.run is None or folder.task is not None:

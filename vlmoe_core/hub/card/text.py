@@ -21,6 +21,14 @@ def one_line(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
+def short(count: int) -> str:
+    """A count in three digits, such as 1.93B."""
+    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return str(count)
+
+
 def escaped(value: object) -> str:
     """A value as Markdown shows it literally, in a table too."""
     if isinstance(value, Markdown):

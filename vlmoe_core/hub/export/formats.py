@@ -23,10 +23,13 @@ from vlmoe_core.hub.export.onnx_graph import check_packages, export_onnx
 from vlmoe_core.hub.export.program import export_program
 from vlmoe_core.hub.export.quantise import QuantisedShare, quantise
 from vlmoe_core.hub.export.samples import Samples, batch_of
+from vlmoe_core.hub.export.tokenizer_check import same_codes
 from vlmoe_core.hub.export.transformers.compare import check_transformers, compare_transformers
 from vlmoe_core.hub.export.transformers.export import export_transformers
 from vlmoe_core.hub.export.transformers.settings import task_of
+from vlmoe_core.tokenizers.visual import VisualTokenizer
 from vlmoe_core.train.trained import Trained
+from vlmoe_core.train.visual import tokenizer_in, trains_tokenizer
 
 TOLERANCE = 1e-4
 """Largest difference of a token whose experts agree, and largest share of tokens whose experts don't."""
@@ -127,6 +130,34 @@ class Safetensors(Format):
         return Check(_count(samples), not wrong, float("inf") if wrong else 0.0)
 
 
+class TokenizerFolder(Format):
+    """The folder of a visual tokenizer, which `tokenizers.visual.load` takes."""
+
+    exact = True
+
+    def refuse(self, trained: Trained, options: WriteOptions) -> None:
+        """The codes hang on every bit of the weights, so these stay as they are."""
+        if options != WriteOptions():
+            raise UsageError(
+                f"{trained.name} is a visual tokenizer, which is exported as it is: leave out --dtype, --quantize, "
+                "--max-shard-size and --no-visual-tokenizer"
+            )
+
+    def write(self, trained: Trained, folder: Path, options: WriteOptions) -> Written:
+        """visual_tokenizer.json and visual_tokenizer.safetensors."""
+        self._tokenizer(trained).save(folder)
+        return Written(trained)
+
+    def check(self, written: Trained, folder: Path, samples: Samples) -> Check:
+        """Every code is the same."""
+        pixels_ICHW = batch_of(written, "image", samples["image"]).pixels_ICHW
+        same = same_codes(self._tokenizer(written), folder, pixels_ICHW)
+        return Check(_count(samples), same, 0.0 if same else float("inf"))
+
+    def _tokenizer(self, trained: Trained) -> VisualTokenizer:
+        return tokenizer_in(trained.recipe, trained.objective.state_dict())
+
+
 class Transformers(Format):
     """A repository that `transformers` loads with remote code."""
 
@@ -206,6 +237,24 @@ FORMATS: Mapping[FormatName, Format] = {
     "onnx": Onnx(),
     "torch-export": TorchExport(),
 }
+
+
+def format_of(trained: Trained, name: FormatName, cut: bool) -> Format:
+    """How a model is written in a format. Raises UsageError for what is not built for a visual tokenizer.
+
+    Args:
+        trained: the model.
+        name: of the format.
+        cut: parts of it are to be left out.
+    """
+    if not trains_tokenizer(trained.recipe):
+        return FORMATS[name]
+    if name != "safetensors" or cut:
+        raise UsageError(
+            f"{trained.name} is a visual tokenizer, which is exported whole as safetensors: give --format safetensors, "
+            "and neither --modality nor --experts"
+        )
+    return TokenizerFolder()
 
 
 def _changed(state: Mapping[str, Tensor], options: WriteOptions) -> tuple[Mapping[str, Tensor], QuantisedShare | None]:

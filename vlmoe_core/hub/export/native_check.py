@@ -42,7 +42,7 @@ def differing(trained: Trained, folder: Path, batches: Mapping[StreamName, Batch
         np.savez(inputs, **given)  # type: ignore[arg-type]
         module = "vlmoe_core.hub.export.native_check"
         command = [sys.executable, "-P", "-m", module, str(folder.resolve()), str(inputs), str(outputs)]
-        done = subprocess.run(command, capture_output=True, text=True, env=_same_package())
+        done = subprocess.run(command, capture_output=True, text=True, env=same_package())
         if done.returncode:
             said = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
             raise HubError(f"{folder} was written, but does not open in a process of its own: {said}")
@@ -50,8 +50,8 @@ def differing(trained: Trained, folder: Path, batches: Mapping[StreamName, Batch
     return sorted(n for n in expected.keys() | found.keys() if not _same(expected.get(n), found.get(n)))
 
 
-def _same_package() -> dict[str, str]:
-    """An environment in which Python finds the package that is running, wherever it lies."""
+def same_package() -> dict[str, str]:
+    """The environment of a process in which Python finds the package that is running, wherever it lies."""
     home = str(Path(__file__).parents[3])
     return {**os.environ, "PYTHONPATH": os.pathsep.join([home, *filter(None, [os.environ.get("PYTHONPATH")])])}
 

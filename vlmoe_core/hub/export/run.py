@@ -14,7 +14,7 @@ from vlmoe_core.checkpoint.write import library_versions, refuse_filled
 from vlmoe_core.data.config import SPLITS, STREAMS
 from vlmoe_core.errors import HubError
 from vlmoe_core.hub.card.build import CARD, build_card
-from vlmoe_core.hub.export.formats import FORMATS, TOLERANCE, Check, FormatName, WriteOptions
+from vlmoe_core.hub.export.formats import TOLERANCE, Check, FormatName, WriteOptions, format_of
 from vlmoe_core.hub.export.measure import Measured, measure
 from vlmoe_core.hub.export.quantise import QuantisedShare
 from vlmoe_core.hub.export.samples import samples_of
@@ -99,7 +99,7 @@ def export(trained: Trained, request: ExportRequest, say: Say) -> Receipt:
         DataError: the data can't be read: their examples are what an export is compared on.
         HubError: the export does not open, or answers otherwise.
     """
-    start, kind = time.monotonic(), FORMATS[request.format]
+    start, kind = time.monotonic(), format_of(trained, request.format, request.cut.asked)
     refuse_filled(request.out)
     kind.refuse(trained, request.write)
     changed = request.cut.asked or request.write.rounds

@@ -1,6 +1,5 @@
-"""Makes a model folder of somebody else's weights: BEiT-3, VLMo, BEiT or BERT."""
+"""Makes a model folder of somebody else's weights: BEiT-3, VLMo, BEiT or BERT; of VQ-KD's a visual tokenizer."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +9,18 @@ from torch import Tensor
 
 from vlmoe_core.checkpoint.state import RunState
 from vlmoe_core.checkpoint.write import refuse_filled, write_model
-from vlmoe_core.errors import CheckpointError, TokenizerError, UsageError
+from vlmoe_core.errors import TokenizerError, UsageError
 from vlmoe_core.hub.importers.beit import map_beit
 from vlmoe_core.hub.importers.beit3 import map_beit3
 from vlmoe_core.hub.importers.bert import map_bert
 from vlmoe_core.hub.importers.fairseq_ids import read_fairseq_spm
-from vlmoe_core.hub.importers.ledger import Ledger, listed
+from vlmoe_core.hub.importers.ledger import Ledger
 from vlmoe_core.hub.importers.pixels import fold_pixels
-from vlmoe_core.hub.importers.receipt import Receipt
+from vlmoe_core.hub.importers.receipt import Receipt, fates
 from vlmoe_core.hub.importers.resample import resample
 from vlmoe_core.hub.importers.torch_files import Source, open_source
 from vlmoe_core.hub.importers.vlmo import map_vlmo
+from vlmoe_core.hub.importers.vqkd import import_vqkd
 from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.model.encoder import Encoder
 from vlmoe_core.recipe.config import ModelRecipe
@@ -51,6 +51,10 @@ FAMILIES: Mapping[str, Family] = {
     "bert": Family(map_bert, "its vocab.txt or tokenizer.json"),
 }
 
+TOKENIZER = "vqkd"
+"""The kind of weights that are no encoder but a visual tokenizer."""
+KNOWN = ", ".join((*FAMILIES, TOKENIZER))
+
 
 @dataclass(frozen=True)
 class ImportOptions:
@@ -69,10 +73,10 @@ class ImportOptions:
 
 
 def import_model(family: str, spec: str, out: Path, options: ImportOptions = ImportOptions()) -> Receipt:
-    """Read weights, write a model folder with them, and say what became of every key.
+    """Read weights, write a model's or visual tokenizer's folder with them, and say what became of every key.
 
     Args:
-        family: beit3, vlmo, beit or bert.
+        family: beit3, vlmo, beit, bert or vqkd.
         spec: a file, a transformers folder, or `hf-hub:ORG/NAME[@rev]`.
         out: a folder that is new or empty.
         options: see there.
@@ -82,9 +86,11 @@ def import_model(family: str, spec: str, out: Path, options: ImportOptions = Imp
         CheckpointError: the weights are damaged, hold code, or are of another kind; nothing is written then.
         TokenizerError: the tokenizer is missing or has more ids than the word embedding has rows.
     """
-    if family not in FAMILIES:
-        raise UsageError(f"there is no importer for {family}; known: {', '.join(FAMILIES)}")
+    if family not in (*FAMILIES, TOKENIZER):
+        raise UsageError(f"there is no importer for {family}; known: {KNOWN}")
     refuse_filled(out)
+    if family == TOKENIZER:
+        return _import_tokenizer(spec, out, options)
     source = open_source(spec)
     _check_kind(family, source)
     ledger = Ledger(source.tensors, source.config, options.heads)
@@ -102,16 +108,31 @@ def import_model(family: str, spec: str, out: Path, options: ImportOptions = Imp
     def save_text(folder: Path) -> None:
         text.save(folder / "text")
 
-    receipt = Receipt(family, source.name, source.hashes, _keys(source, ledger), tensors, tuple(notes))
+    receipt = Receipt(family, source.name, source.hashes, fates(source, ledger, "encoder."), tensors, tuple(notes))
     write_model(out, state, RunState(step=0, positions={}), recipe, save_text, more=receipt.write)
     return receipt
+
+
+def _import_tokenizer(spec: str, out: Path, options: ImportOptions) -> Receipt:
+    unfit = {
+        "--tokenizer": options.tokenizer,
+        "--image-size": options.image_size,
+        "--imagenet-pixels": options.imagenet_pixels,
+    }
+    if given := [name for name, value in unfit.items() if value]:
+        raise UsageError(
+            f"{', '.join(given)}: a visual tokenizer keeps its pixels and positions and reads no text; leave out"
+        )
+    source = open_source(spec)
+    if source.folder is not None:
+        raise UsageError(f"{spec} is a folder; a VQ-KD tokenizer is published as one .pth file")
+    return import_vqkd(source, out, options.heads, options.allow_unknown)
 
 
 def _check_kind(family: str, source: Source) -> None:
     kind = source.config.get("model_type", family)
     if source.folder is not None and kind != family:
-        known = ", ".join(FAMILIES)
-        raise UsageError(f"config.json says model_type: {kind}, not {family}; importers there are for {known}")
+        raise UsageError(f"config.json says model_type: {kind}, not {family}; importers there are for {KNOWN}")
 
 
 def _text_tokenizer(family: str, source: Source, spec: str | None) -> TextTokenizer:
@@ -147,33 +168,5 @@ def assemble(config: ModelConfig, rows: int, ledger: Ledger) -> tuple[dict[str, 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         state = Encoder(config, rows).state_dict()
-    told = {name: _origin(name, state[name], ledger) for name in state}
-    missing = [name for name, origin in told.items() if origin is None]
-    foreign = sorted(ledger.values.keys() - state.keys())
-    if missing or foreign:
-        raise CheckpointError(
-            f"the source does not fill the encoder: missing {listed(missing) or 'nothing'}; without a place "
-            f"{listed(foreign) or 'nothing'}. It is another kind of model, or a part of one"
-        )
-    filled = {f"encoder.{name}": ledger.values.get(name, tensor) for name, tensor in state.items()}
-    return filled, {f"encoder.{name}": origin for name, origin in told.items() if origin is not None}
-
-
-def _origin(name: str, ours: Tensor, ledger: Ledger) -> str | None:
-    if name in ledger.values:
-        if (found := ledger.values[name].shape) != ours.shape:
-            raise CheckpointError(
-                f"'{ledger.origins[name]}' makes {name} of shape {tuple(found)}, but this encoder's is "
-                f"{tuple(ours.shape)}; are the heads and the kind of model right?"
-            )
-        return ledger.origins[name]
-    reason = next((why for pattern, why in ledger.fresh.items() if re.fullmatch(pattern, name)), None)
-    return None if reason is None else f"new: {reason}"
-
-
-def _keys(source: Source, ledger: Ledger) -> dict[str, str]:
-    """What became of every key, as it stands in the file."""
-    used = {key: ", ".join(f"encoder.{name}" for name in names) for key, names in ledger.used.items()}
-    unused = {key: f"unused: {reason}" for key, reason in ledger.unused.items()}
-    fates = {f"{source.prefix}{key}": (used | unused)[key] for key in source.tensors}
-    return fates | {key: f"unused: {reason}" for key, reason in source.aside.items()}
+    filled, origins = ledger.settle(state, "encoder")
+    return {f"encoder.{name}": t for name, t in filled.items()}, {f"encoder.{name}": o for name, o in origins.items()}

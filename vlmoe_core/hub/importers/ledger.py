@@ -111,6 +111,33 @@ class Ledger:
             )
         self.unused |= dict.fromkeys(unknown, "unknown, left out as asked (--allow-unknown)")
 
+    def settle(self, state: Mapping[str, Tensor], what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Every tensor of a state, filled from the source or as it was, and where it is from; `what` names the whole.
+
+        Raises CheckpointError for a tensor that has neither a key nor a reason to be new, or a key of another shape.
+        """
+        told = {name: self._origin(name, tensor, what) for name, tensor in state.items()}
+        missing = [name for name, origin in told.items() if origin is None]
+        foreign = sorted(self.values.keys() - state.keys())
+        if missing or foreign:
+            raise CheckpointError(
+                f"the source does not fill the {what}: missing {listed(missing) or 'nothing'}; without a place "
+                f"{listed(foreign) or 'nothing'}. It is another kind of model, or a part of one"
+            )
+        filled = {name: self.values.get(name, tensor) for name, tensor in state.items()}
+        return filled, {name: origin for name, origin in told.items() if origin is not None}
+
+    def _origin(self, name: str, ours: Tensor, what: str) -> str | None:
+        if name in self.values:
+            if (found := self.values[name].shape) != ours.shape:
+                raise CheckpointError(
+                    f"'{self.origins[name]}' makes {name} of shape {tuple(found)}, but this {what}'s is "
+                    f"{tuple(ours.shape)}; are the heads and the kind of model right?"
+                )
+            return self.origins[name]
+        reason = next((why for pattern, why in self.fresh.items() if re.fullmatch(pattern, name)), None)
+        return None if reason is None else f"new: {reason}"
+
     def heads(self, width: int, known: int | None, published: Mapping[int, int]) -> int:
         """Attention heads: what the source shows, else what the user said, else those of the published model so wide.
 

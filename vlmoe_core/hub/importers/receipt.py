@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from vlmoe_core.hub.importers.ledger import Ledger
+from vlmoe_core.hub.importers.torch_files import Source
+
 FILE_NAME = "import.json"
 FORMAT = 1
 
@@ -15,7 +18,7 @@ class Receipt:
     """The account of one import."""
 
     family: str
-    """beit3, vlmo, beit or bert."""
+    """beit3, vlmo, beit, bert or vqkd."""
     source: str
     """Name of the file, folder or Hub model."""
     sha256: Mapping[str, str]
@@ -41,6 +44,14 @@ class Receipt:
     def new(self) -> dict[str, int]:
         """How many of our tensors stay as they were initialised, for each reason."""
         return _reasons(self.tensors, "new: ")
+
+
+def fates(source: Source, ledger: Ledger, prefix: str = "") -> dict[str, str]:
+    """What became of every key, as it stands in the file; `prefix` stands before all our names."""
+    used = {key: ", ".join(f"{prefix}{name}" for name in names) for key, names in ledger.used.items()}
+    unused = {key: f"unused: {reason}" for key, reason in ledger.unused.items()}
+    found = {f"{source.prefix}{key}": (used | unused)[key] for key in source.tensors}
+    return found | {key: f"unused: {reason}" for key, reason in source.aside.items()}
 
 
 def _reasons(account: Mapping[str, str], word: str) -> dict[str, int]:

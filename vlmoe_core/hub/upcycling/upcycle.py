@@ -22,6 +22,7 @@ from vlmoe_core.recipe.config import ModelRecipe, Recipe
 from vlmoe_core.recipe.load import dump_recipe, load_model_recipe
 from vlmoe_core.tokenizers.text import load_text_tokenizer
 from vlmoe_core.train.fitting import Tokenizers, read_tokenizers
+from vlmoe_core.train.visual import refuse_tokenizer
 
 RECEIPT = "upcycle.json"
 ENCODER = "encoder."
@@ -46,13 +47,15 @@ def upcycle(source: Path, asked: Asked, out: Path, tell: Callable[[str], None] =
         tell: takes a line about what went wrong on this machine, which the receipt, made to be published, leaves out.
 
     Raises:
-        UsageError: the model is sparse there already, does not take what is asked for, or `out` holds files.
+        UsageError: the model is a visual tokenizer, is sparse there already, does not take what is asked for, or `out`
+            holds files.
         CheckpointError, TokenizerError: the source is damaged, or the folder can't be written.
         HubError: the Hub does not give the source.
     """
     refuse_filled(out)
     checkpoint = read_checkpoint(resolve(source))
     recipe = load_model_recipe(checkpoint.path / RECIPE)
+    refuse_tokenizer(recipe, str(source))
     sparse_as = sparse_recipe(recipe, asked)
     tokenizers = _tokenizers(recipe, checkpoint)
     dense = _Model(recipe, tokenizers, build_model(recipe, tokenizers))

@@ -16,14 +16,16 @@ from vlmoe_core.data.batch import Batch
 from vlmoe_core.data.config import STREAMS, StreamName
 from vlmoe_core.errors import TokenizerError
 from vlmoe_core.model.block import Routed
+from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.model.encoder import Encoded, Encoder
 from vlmoe_core.model.paths import freeze_unused
 from vlmoe_core.objectives.balance import Balance
-from vlmoe_core.objectives.config import ObjectiveConfig
+from vlmoe_core.objectives.config import Hidden, ObjectiveConfig
 from vlmoe_core.objectives.contrastive import alone, contrast
 from vlmoe_core.objectives.heads import ContrastHead, MaskedHeads, pool_cls
 from vlmoe_core.objectives.loss import Loss, Part, added
-from vlmoe_core.tokenizers.visual import VisualTokenizer
+from vlmoe_core.tokenizers.config import TokenizersConfig
+from vlmoe_core.tokenizers.online import ImageCoder
 
 
 class WeightsConfig(BaseConfig):
@@ -55,6 +57,28 @@ class Config(ObjectiveConfig):
         """Contrast compares all pairs of a step with each other."""
         return self.weights.itc > 0
 
+    def num_head_params(self, model: ModelConfig, tokenizers: TokenizersConfig) -> int:
+        """Words, codes, and the two maps and the temperature of contrast."""
+        words, codes = tokenizers.text.vocab_size, tokenizers.visual.codebook_size
+        contrast = 2 * model.dim**2 + 1 if self.weights.itc > 0 else 0
+        return (model.dim + 1) * (words + codes) + contrast
+
+    def passes(self, stream: StreamName) -> Mapping[StreamName, int]:
+        """Once with what is hidden, unless no weight asks for it; contrast encodes images and texts alone as well."""
+        weights = self.weights
+        sums = {"image": weights.mim, "text": weights.mlm, "pair": weights.vlm_text + weights.vlm_image}
+        hidden: dict[StreamName, int] = {stream: 1} if sums[stream] > 0 or weights.itc == 0 else {}
+        alone: dict[StreamName, int] = {"image": 1, "text": 1} if weights.itc > 0 and stream == "pair" else {}
+        return hidden | alone
+
+    def head_flops(self, stream: StreamName, model: ModelConfig, tokenizers: TokenizersConfig, hidden: Hidden) -> int:
+        """The maps of the hidden words and patches, and of the two [CLS] that are compared, the cosines left out."""
+        words, codes = tokenizers.text.vocab_size, tokenizers.visual.codebook_size
+        passes = self.passes(stream)
+        predicted = 2 * model.dim * (hidden.words * words + hidden.patches * codes) if stream in passes else 0
+        compared = 4 * model.dim**2 if self.weights.itc > 0 and stream == "pair" else 0
+        return predicted + compared
+
 
 WORDS: Mapping[StreamName, str] = {"text": "mlm", "pair": "vlm_text"}
 PATCHES: Mapping[StreamName, str] = {"image": "mim", "pair": "vlm_image"}
@@ -68,11 +92,12 @@ class MaskedModelling(nn.Module):
         encoder: the encoder; its config is the model's.
         vocab_size: V.
         codebook_size: C.
-        visual: turns images into codes; frozen, not part of the state dict; null where no image ever comes.
+        visual: turns images into codes; frozen, not part of the state dict; null where no image ever comes, or batches
+            bring their codes.
     """
 
     def __init__(
-        self, config: Config, encoder: Encoder, vocab_size: int, codebook_size: int, visual: VisualTokenizer | None
+        self, config: Config, encoder: Encoder, vocab_size: int, codebook_size: int, visual: ImageCoder | None
     ) -> None:
         super().__init__()
         self.config = config
@@ -99,7 +124,7 @@ class MaskedModelling(nn.Module):
 
         A stream that is absent leaves its parameters without gradient: several ranks need all three.
 
-        Raises TokenizerError where patches are hidden and there is no visual tokenizer.
+        Raises TokenizerError where patches are hidden and there are neither codes nor a visual tokenizer.
         """
         masked = self._masked(batches)
         parts: dict[str, Part] = {}
@@ -184,9 +209,15 @@ class MaskedModelling(nn.Module):
         places = torch.nonzero_static(batch.patch_mask_IP.flatten(), size=batch.num_masked_patches)[:, 0]
         if batch.num_masked_patches == 0:
             return places, places
+        return places, self._all_codes(batch).flatten().index_select(0, places)
+
+    def _all_codes(self, batch: Batch) -> Tensor:
+        """(I, P), stored or made now."""
+        if batch.codes_IP is not None:
+            return batch.codes_IP
         if self.visual is None:
             raise TokenizerError("hidden patches can't be predicted without a visual tokenizer; load or fit one")
-        return places, self.visual.encode(batch.pixels_ICHW).flatten().index_select(0, places)
+        return self.visual.encode(batch.pixels_ICHW)
 
 
 def _word_targets(batch: Batch) -> tuple[Tensor, Tensor]:

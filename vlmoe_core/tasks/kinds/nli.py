@@ -1,6 +1,8 @@
 """Does a premise entail a hypothesis, contradict it, or neither (MNLI, SNLI, SICK)?"""
 
+import random
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -46,6 +48,7 @@ class NLI(Task):
     inputs = ("text",)
     best = "accuracy"
     tested = "accuracy"
+    known_labels = LABELS
     blind = "hypothesis-only"
 
     def __init__(self, config: Config) -> None:
@@ -58,6 +61,10 @@ class NLI(Task):
     def target(self, example: Example, labels: Labels, training: bool) -> NDArray[np.generic] | None:
         """() int64, the number of the label."""
         return label_target(example, labels, training)
+
+    def stand_in(self, noise: Example, labels: Labels, rng: random.Random) -> Example:
+        """The text stands for the hypothesis too."""
+        return replace(super().stand_in(noise, labels, rng), second_text=noise.text)
 
     def build(self, encoder: Encoder, labels: Labels) -> nn.Module:
         """Pooler and a linear map (BERT, arXiv 1810.04805)."""

@@ -1,6 +1,8 @@
 """Is a statement true of two pictures (NLVR2), or of three boxes of one (NLVR)?"""
 
+import random
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -52,6 +54,7 @@ class NLVR2(Task):
     inputs = ("pair",)
     best = "accuracy"
     tested = "accuracy"
+    known_labels = LABELS
     blind = "statement-only"
 
     def __init__(self, config: Config) -> None:
@@ -67,6 +70,12 @@ class NLVR2(Task):
         if pictures != self.config.num_images:
             raise DataError(f"has {pictures} pictures, the head takes {self.config.num_images}; set task.num_images")
         return label_target(example, labels, training)
+
+    def stand_in(self, noise: Example, labels: Labels, rng: random.Random) -> Example:
+        """The picture stands for all of them."""
+        assert noise.image is not None
+        pictures = (noise.image,) * (self.config.num_images - 1)
+        return replace(super().stand_in(noise, labels, rng), more_images=pictures)
 
     def build(self, encoder: Encoder, labels: Labels) -> nn.Module:
         """LayerNorm and a two-layer head on the encodings (BEiT-3)."""

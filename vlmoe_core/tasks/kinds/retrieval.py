@@ -4,6 +4,7 @@ Axis letters: X pairs, S sequences, D width, N images, M texts.
 """
 
 import math
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from vlmoe_core.objectives.heads import ContrastHead, pool_cls
 from vlmoe_core.objectives.loss import Loss, Part
 from vlmoe_core.tasks.config import TaskConfig
 from vlmoe_core.tasks.heads import Pool, initialise_head, pool, sentence_head
-from vlmoe_core.tasks.labels import Labels
+from vlmoe_core.tasks.labels import NO_LABELS, Labels
 from vlmoe_core.tasks.metrics.retrieval import CUTS, Ranks, feature_ranks, fold_ranks
 from vlmoe_core.tasks.task import Scores, Task, Values
 
@@ -233,6 +234,7 @@ class Retrieval(Task):
     stream = "pair"
     best = "mean"
     tested = "ir@1"
+    known_labels = NO_LABELS
     needs_whole_batch = True
     has_server = False
 
@@ -247,6 +249,10 @@ class Retrieval(Task):
     def target(self, example: Example, labels: Labels, training: bool) -> NDArray[np.generic] | None:
         """None: which caption belongs to which picture is in the batch."""
         return None
+
+    def stand_in(self, noise: Example, labels: Labels, rng: random.Random) -> Example:
+        """As it is."""
+        return noise
 
     def build(self, encoder: Encoder, labels: Labels) -> nn.Module:
         """Contrast and matching heads."""

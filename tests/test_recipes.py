@@ -155,11 +155,11 @@ def test_parameters_of_the_papers_encoders(name: str, total: int, applied: int) 
     model = load(f"paper/{name}").loaded.recipe.model
     with torch.device("meta"):
         encoder = Encoder(model, WORDS)
-    assert sum(parameter.numel() for parameter in encoder.parameters()) == model.num_params(WORDS, None) == total
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == model.num_params(WORDS) == total
     experts = sum(parameter.numel() for key, parameter in encoder.named_parameters() if ".experts." in key)
     idle = {pool: moe.num_experts for pool, moe in model.pools.items()}
     share = (1 - 1 / idle["vision"]) if idle else 0.0
-    assert total - experts * share == model.num_active_params(WORDS, None) == applied
+    assert total - experts * share == model.num_active_params(WORDS) == applied
 
 
 def test_the_paper_model_is_as_its_sources_say() -> None:

@@ -151,10 +151,8 @@ POOLS: list[dict[str, Any]] = [
 def test_counts_equal_the_built_model_for_every_switch(values: dict[str, Any], sparse: dict[str, Any]) -> None:
     config = config_of(**values, **(looped(sparse) if values.get("sub_norm") else sparse))
     model = build(config, VOCAB, CODES)
-    assert config.num_params(VOCAB, CODES) == size_of(model)
-    assert config.num_params(VOCAB, None) == size_of(model.encoder)
-    assert config.num_active_params(VOCAB, CODES) == active_by_hand(model, config)
-    assert config.num_active_params(VOCAB, None) == active_by_hand(model, config) - size_of(model.heads)
+    assert config.num_params(VOCAB) == size_of(model.encoder)
+    assert config.num_active_params(VOCAB) == active_by_hand(model, config) - size_of(model.heads)
 
 
 @pytest.mark.parametrize("stream", STREAMS)
@@ -175,23 +173,20 @@ def test_what_an_input_passes(values: dict[str, Any], sparse: dict[str, Any], st
 def test_counts_equal_the_built_presets(preset: str, moe: dict[str, Any]) -> None:
     config = ModelConfig.model_validate({"preset": preset, "moe": moe})
     model = build(config, 30522, 8192)
-    assert config.num_params(30522, 8192) == size_of(model)
-    assert config.num_params(30522, None) == size_of(model.encoder)
-    assert config.num_active_params(30522, 8192) == active_by_hand(model, config)
+    assert config.num_params(30522) == size_of(model.encoder)
+    assert config.num_active_params(30522) == active_by_hand(model, config) - size_of(model.heads)
 
 
 def test_sizes_of_the_paper() -> None:
     moe = {"vision": {"num_experts": 32}, "text": {"num_experts": 32}}
     base = ModelConfig.model_validate({"preset": "base", "moe": moe})
-    # The encoder alone: 1.93 B, of which 175.5 M and the routers are active; with both heads 1.96 B and 205.5 M.
-    assert base.num_params(30522, None) == pytest.approx(1.93e9, rel=0.002)
-    assert base.num_params(64010, None) == pytest.approx(1.96e9, rel=0.002)
+    # 1.93 B, of which 175.5 M and the routers are active.
+    assert base.num_params(30522) == pytest.approx(1.93e9, rel=0.002)
+    assert base.num_params(64010) == pytest.approx(1.96e9, rel=0.002)
     dense = ModelConfig.model_validate({"preset": "base"})
-    assert dense.num_params(30522, None) == pytest.approx(175.2e6, rel=0.002)
+    assert dense.num_params(30522) == pytest.approx(175.2e6, rel=0.002)
     routers = 12 * 32 * 768
-    assert base.num_active_params(30522, None) == dense.num_params(30522, None) + routers
-    heads = 30522 * 769 + 8192 * 769
-    assert base.num_params(30522, 8192) - base.num_params(30522, None) == heads
+    assert base.num_active_params(30522) == dense.num_params(30522) + routers
 
 
 @pytest.mark.parametrize(
@@ -239,11 +234,9 @@ def test_the_networks_of_a_block_with_a_shared_pool() -> None:
 
 def test_a_shared_expert_and_every_chosen_one_are_active() -> None:
     def active(**values: Any) -> int:
-        return config_of(moe={"text": {"num_experts": 5, "top_k": 2, "layers": [0], **values}}).num_active_params(
-            9, None
-        )
+        return config_of(moe={"text": {"num_experts": 5, "top_k": 2, "layers": [0], **values}}).num_active_params(9)
 
-    dense = config_of().num_active_params(9, None)
+    dense = config_of().num_active_params(9)
     ffn = 24 * 40 + 40 + 40 * 24 + 24
     assert active() - dense == ffn + 5 * 24
     assert active(shared_expert=True) - dense == 2 * ffn + 5 * 24

@@ -46,7 +46,7 @@ def test_the_same_answers_without_what_is_unused(model: str, modality: str) -> N
     assert torch.equal(found.states_TD, wanted.states_TD)
     assert [(one.layer, one.pool) for one in found.routed] == [(one.layer, one.pool) for one in wanted.routed]
     parameters = sum(p.numel() for p in part.parameters())
-    assert parameters == part.config.num_params(VOCAB, None) < whole.config.num_params(VOCAB, None)
+    assert parameters == part.config.num_params(VOCAB) < whole.config.num_params(VOCAB)
     sizes = (17, 0) if stream == "image" else (0, 9)
     assert part.config.flops(*sizes) == whole.config.flops(*sizes)
     assert list(unused_modules(part, (stream,))) == []
@@ -89,11 +89,11 @@ def test_parameters_of_kept_experts(pool: str) -> None:
     whole, less = config_of(**values), config_of(**{**values, "moe": moe})
     removed = (3 if pool == "text" else 4) - 2
     one = 2 * 24 * 40 + 24 + 40
-    assert whole.num_params(VOCAB, None) - less.num_params(VOCAB, None) == removed * one
-    assert whole.num_active_params(VOCAB, None) == less.num_active_params(VOCAB, None)
+    assert whole.num_params(VOCAB) - less.num_params(VOCAB) == removed * one
+    assert whole.num_active_params(VOCAB) == less.num_active_params(VOCAB)
     assert whole.flops(0, 9) == less.flops(0, 9)
     encoder = Encoder(less, VOCAB)
-    assert sum(p.numel() for p in encoder.parameters()) == less.num_params(VOCAB, None)
+    assert sum(p.numel() for p in encoder.parameters()) == less.num_params(VOCAB)
     name = f"blocks.2.ffn.{pool}.experts.up.weight"
     assert encoder.state_dict()[name].shape == (2, 40, 24)
     assert encoder(batch_of("text", [5, 3], less)).states_TD.shape == (8, 24)

@@ -31,7 +31,7 @@ def test_a_shrunken_model_keeps_its_structure() -> None:
     assert small.sparse_layers("vision") == large.sparse_layers("vision") and small.sparse_layers("text") == (2,)
     assert small.moe.vision is not None and (small.moe.vision.num_experts, small.moe.vision.top_k) == (5, 5)
     assert small.moe.text is not None and small.moe.text.num_experts == 3
-    assert small.num_params(1000, 100) < 20_000_000 < large.num_params(1000, 100)
+    assert small.num_params(1000) < 20_000_000 < large.num_params(1000)
 
 
 def test_a_shrunken_shared_pool_keeps_thresholds_that_fewer_experts_can_reach() -> None:

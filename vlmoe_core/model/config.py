@@ -221,24 +221,18 @@ class ModelConfig(Config):
             return ("vl",)
         return ("shared",) if "shared" in ffns else tuple(modalities)
 
-    def num_params(self, vocab_size: int, codebook_size: int | None) -> int:
-        """Parameters, those of all experts counted that are there.
-
-        Args:
-            vocab_size: rows of the word embedding.
-            codebook_size: visual codes; the two heads of masked modelling are counted too. None: the encoder alone.
-        """
+    def num_params(self, vocab_size: int) -> int:
+        """Parameters of the encoder, those of all experts counted that are there; `vocab_size` rows of words."""
         ffns = [(name, layer) for layer in range(self.layers) for name in self.ffns(layer)]
-        heads = 0 if codebook_size is None else _linear(self.dim, vocab_size) + _linear(self.dim, codebook_size)
-        return self._params(self.modalities, ffns, vocab_size) + heads
+        return self._params(self.modalities, ffns, vocab_size)
 
-    def num_active_params(self, vocab_size: int, codebook_size: int | None) -> int:
-        """Parameters that a token of each modality uses: of E experts only `top_k`, in the layers of both modalities.
+    def num_active_params(self, vocab_size: int) -> int:
+        """Parameters of the encoder that a token of each modality uses: of E experts only `top_k`, in all layers.
 
-        So the paper counts its 180M of 1.9B; routers are counted whole. Arguments as in `num_params`.
+        So the paper counts its 180M of 1.9B; routers are counted whole.
         """
         ffns = [(name, layer) for name in self.pools for layer in self.sparse_layers(name)]
-        return self.num_params(vocab_size, codebook_size) - self._idle_params(ffns)
+        return self.num_params(vocab_size) - self._idle_params(ffns)
 
     def num_router_params(self) -> int:
         """Parameters of all routers."""

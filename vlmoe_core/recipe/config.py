@@ -136,11 +136,11 @@ class Recipe(ModelRecipe):
 
     def num_params(self) -> int:
         """Parameters of the encoder and, in pretraining, the heads; those of all experts counted."""
-        return self.model.num_params(self.tokenizers.text.vocab_size, None) + self.num_head_params
+        return self.model.num_params(self.tokenizers.text.vocab_size) + self.num_head_params
 
     def num_active_params(self) -> int:
         """Parameters, heads included, that a token of each modality uses; see `ModelConfig.num_active_params`."""
-        return self.model.num_active_params(self.tokenizers.text.vocab_size, None) + self.num_head_params
+        return self.model.num_active_params(self.tokenizers.text.vocab_size) + self.num_head_params
 
     @property
     def num_head_params(self) -> int:

@@ -32,7 +32,7 @@ class Parameters:
 def count_parameters(recipe: Recipe, built: nn.Module) -> Parameters:
     """Count by the recipe's formulas; the heads of a task, which have none, are counted in the `built` objective."""
     model, words = recipe.model, recipe.tokenizers.text.vocab_size
-    encoder, active = model.num_params(words, None), model.num_active_params(words, None)
+    encoder, active = model.num_params(words), model.num_active_params(words)
     heads = recipe.num_head_params
     if recipe.task is not None:
         heads = sum(p.numel() for name, p in built.named_parameters() if not name.startswith("encoder."))

@@ -191,8 +191,8 @@ class CardFolder:
             return _counted(self.tensors, self.recipe)
         if self.run is not None:
             return Parameters(self.run.num_params(), self.run.num_active_params(), self.task is not None)
-        sizes = (self.recipe.tokenizers.text.vocab_size, None)
-        return Parameters(self.recipe.model.num_params(*sizes), self.recipe.model.num_active_params(*sizes), True)
+        words = self.recipe.tokenizers.text.vocab_size
+        return Parameters(self.recipe.model.num_params(words), self.recipe.model.num_active_params(words), True)
 
 
 def _with_run(folder: Path) -> list[Path]:

@@ -214,7 +214,7 @@ def parameters_of(model: nn.Module, config: ModelConfig, vocab_size: int) -> Par
     """Counted on the module; idle experts by its config."""
     stored = model.state_dict()
     total = sum(parameter.numel() for name, parameter in model.named_parameters() if name in stored)
-    idle = config.num_params(vocab_size, None) - config.num_active_params(vocab_size, None)
+    idle = config.num_params(vocab_size) - config.num_active_params(vocab_size)
     return Parameters(total, total - idle)
 
 

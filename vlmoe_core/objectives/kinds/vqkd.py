@@ -81,7 +81,7 @@ class Config(ObjectiveConfig):
     def num_head_params(self, model: ModelConfig, tokenizers: TokenizersConfig) -> int:
         """The maps to the codes, and the decoder; codes are no parameters."""
         one, more = (model.model_copy(update={"layers": n}) for n in (1, 1 + self.decoder_layers))
-        blocks = more.num_params(NO_WORDS, None) - one.num_params(NO_WORDS, None)
+        blocks = more.num_params(NO_WORDS) - one.num_params(NO_WORDS)
         dim, told = model.dim, self.teacher.width(model.patch_size)
         to_codes = (dim + 1) * (dim + self.code_dim)
         around = (self.code_dim + 1) * dim + (4 + model.num_patches) * dim + (dim + 1) * (dim + told)

@@ -32,7 +32,7 @@ from vlmoe_core.data.collate import collate
 from vlmoe_core.data.stream import open_streams
 from vlmoe_core.errors import DataError, RecipeError, TrainError, UsageError
 from vlmoe_core.tasks.task import open_task
-from vlmoe_core.train.build import task_preparer
+from vlmoe_core.train.build import recipe_preparer
 from vlmoe_core.train.init import load_run_recipe, open_start
 from vlmoe_core.train.optim import FACTOR, learning_rate
 from vlmoe_core.train.reporter import Reporter
@@ -212,7 +212,7 @@ def predictions(trained: Trained) -> Tensor:
     recipe = trained.recipe
     assert recipe.task is not None
     task = open_task(recipe.task)
-    preparer = task_preparer(recipe, task, trained.tokenizers, training=False)
+    preparer = recipe_preparer(recipe, trained.tokenizers.text, trained.tokenizers.labels, training=False)
     stream = open_streams(recipe.data, recipe.data.test, 0, trained.tokenizers.text)[task.stream]
     samples = [preparer(task.stream, place, stream[place], random.Random(0)) for place in range(6)]
     batch = collate(task.stream, samples, recipe.model.image_size, recipe.model.num_patches)

@@ -18,8 +18,7 @@ from vlmoe_core.data.example import Example
 from vlmoe_core.data.loader import MicroBatch, MicroBatches
 from vlmoe_core.tasks.kinds.retrieval import Matching, gallery_of, recall_scores
 from vlmoe_core.tasks.metrics.retrieval import feature_ranks
-from vlmoe_core.tasks.task import open_task
-from vlmoe_core.train.build import task_preparer, whole_dataset
+from vlmoe_core.train.build import recipe_preparer, whole_dataset
 from vlmoe_core.train.reranking import joined, rerank
 from vlmoe_core.train.trained import Trained, load_trained
 
@@ -48,7 +47,7 @@ def batch_of_one(trained: Trained, image: Example, text: str) -> Batch:
     """One picture and one caption, alone."""
     recipe = trained.recipe
     assert recipe.task is not None
-    preparer = task_preparer(recipe, open_task(recipe.task), trained.tokenizers, training=False)
+    preparer = recipe_preparer(recipe, trained.tokenizers.text, trained.tokenizers.labels, training=False)
     sample = preparer("pair", 0, Example("pair", image.image, text, 0), Random(0))
     return collate("pair", [sample], recipe.model.image_size, recipe.model.num_patches)
 

@@ -23,18 +23,21 @@ from tests.train.support import (
     train,
 )
 from vlmoe_core.checkpoint.read import read_latest
+from vlmoe_core.data.stream import open_streams
 from vlmoe_core.errors import RecipeError, TokenizerError
 from vlmoe_core.model.block import Block
 from vlmoe_core.objectives.kinds.vqkd import VQKDTraining
 from vlmoe_core.recipe.load import LoadedRecipe, load_recipe
+from vlmoe_core.tasks.labels import NO_LABELS
 from vlmoe_core.tokenizers.visual import load_visual_tokenizer
 from vlmoe_core.tokenizers.vqkd import VQKD
-from vlmoe_core.train.build import build_dataset, build_objective, compile_blocks
+from vlmoe_core.train.build import build_dataset, build_objective, compile_blocks, recipe_preparer
 from vlmoe_core.train.fitting import obtain_tokenizers
 from vlmoe_core.train.optim import build_optimizer
 from vlmoe_core.train.parallel import build_accelerator, wrap
 from vlmoe_core.train.reporter import Reporter
 from vlmoe_core.train.session import RunOptions, open_session
+from vlmoe_core.train.stand_ins import NumberEncoder
 from vlmoe_core.train.step import Stepper
 from vlmoe_core.train.tokenize import tokenize_images
 from vlmoe_core.train.visual import find_visual_tokenizer
@@ -318,3 +321,13 @@ def test_recipes_of_tokenizers_that_can_not_be(tmp_path: Path, overrides: tuple[
     with pytest.raises((TokenizerError, RecipeError, Exception), match=re.escape(said)) as caught:
         train(tokenizer_recipe(tmp_path, *overrides), tmp_path / "run")
     assert "vlmoe_core.errors" in type(caught.value).__module__
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_nothing_is_hidden_from_a_tokenizer(tmp_path: Path, training: bool) -> None:
+    recipe = tokenizer_recipe(tmp_path).recipe
+    preparer = recipe_preparer(recipe, NumberEncoder(100), NO_LABELS, training)
+    stream = open_streams(recipe.data, recipe.data.train, recipe.seed)["image"]
+    sample = preparer("image", 0, stream[0], stream.random(0))
+    assert sample.patch_mask is not None
+    assert not sample.patch_mask.any()

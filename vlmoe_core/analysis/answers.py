@@ -21,7 +21,7 @@ from vlmoe_core.errors import DataError, UsageError
 from vlmoe_core.objectives.contrastive import alone
 from vlmoe_core.tasks.kinds.retrieval import Matching
 from vlmoe_core.tasks.task import Ranked, Task, open_task
-from vlmoe_core.train.build import task_preparer
+from vlmoe_core.train.build import recipe_preparer
 from vlmoe_core.train.trained import Trained
 
 BATCH = 32
@@ -75,7 +75,7 @@ def batch_of(trained: Trained, examples: Iterable[Example]) -> Batch:
     """The examples as the model gets them, without what is true of them."""
     assert trained.recipe.task is not None
     recipe, task = trained.recipe, open_task(trained.recipe.task)
-    preparer = task_preparer(recipe, task, trained.tokenizers, training=False)
+    preparer = recipe_preparer(recipe, trained.tokenizers.text, trained.tokenizers.labels, training=False)
     samples = [preparer(task.stream, n, example, random.Random(0)) for n, example in enumerate(examples)]
     return collate(task.stream, samples, recipe.model.image_size, recipe.model.num_patches)
 

@@ -134,6 +134,11 @@ class Recipe(ModelRecipe):
                 " train on from another one: --model"
             )
 
+    @property
+    def hides(self) -> bool:
+        """Whether patches and words are hidden, so that a visual tokenizer is asked for."""
+        return self.objective is not None and self.objective.hides
+
     def num_params(self) -> int:
         """Parameters of the encoder and, in pretraining, the heads; those of all experts counted."""
         return self.model.num_params(self.tokenizers.text.vocab_size) + self.num_head_params

@@ -102,14 +102,10 @@ def build_image_dataset(recipe: Recipe, split: SplitConfig, training: bool) -> M
 
 
 def _pretraining_dataset(recipe: Recipe, split: SplitConfig, encoder: TextEncoder, training: bool) -> MicroBatches:
-    assert recipe.objective is not None, "a recipe pretrains or finetunes"
-    masking: Corruption = NothingHidden(recipe.model.num_patches)
-    if recipe.objective.hides:
-        masking = Masking.of(recipe.mask, recipe.model.grid, encoder)
     return MicroBatches(
         streams=open_streams(recipe.data, split, recipe.seed if training else HELD_OUT_SEED, encoder),
         sizes=micro_sizes(recipe, split),
-        preparer=build_preparer(recipe.data, recipe.model.image_size, encoder, masking, training),
+        preparer=recipe_preparer(recipe, encoder, NO_LABELS, training),
         image_size=recipe.model.image_size,
         num_patches=recipe.model.num_patches,
         limit=None if training else recipe.train.eval_examples,
@@ -124,7 +120,7 @@ def _task_dataset(
     return MicroBatches(
         streams=open_streams(recipe.data, split, recipe.seed if training else HELD_OUT_SEED, tokenizers.text),
         sizes=micro_sizes(recipe, split),
-        preparer=task_preparer(recipe, task, tokenizers, training),
+        preparer=recipe_preparer(recipe, tokenizers.text, tokenizers.labels, training),
         image_size=recipe.model.image_size,
         num_patches=recipe.model.num_patches,
         limit=None if training else recipe.train.eval_examples,
@@ -144,16 +140,14 @@ def whole_dataset(recipe: Recipe, split: SplitConfig, tokenizers: Tokenizers, li
     return replace(dataset, streams={task.stream: whole}, limit=whole.epoch)
 
 
-def task_preparer(recipe: Recipe, task: Task, tokenizers: Tokenizers, training: bool) -> Preparer:
-    """Makes samples of a task's examples: nothing is hidden, and what must be predicted is told."""
-    return build_preparer(
-        recipe.data,
-        recipe.model.image_size,
-        tokenizers.text,
-        NothingHidden(recipe.model.num_patches),
-        training,
-        partial(task.target, labels=tokenizers.labels, training=training),
-    )
+def recipe_preparer(recipe: Recipe, encoder: TextEncoder, labels: Labels, training: bool) -> Preparer:
+    """Makes samples as the recipe asks for: words and patches are hidden, or what a task must predict is told."""
+    corruption: Corruption = NothingHidden(recipe.model.num_patches)
+    if recipe.hides:
+        corruption = Masking.of(recipe.mask, recipe.model.grid, encoder)
+    task = None if recipe.task is None else open_task(recipe.task)
+    target = None if task is None else partial(task.target, labels=labels, training=training)
+    return build_preparer(recipe.data, recipe.model.image_size, encoder, corruption, training, target)
 
 
 def micro_sizes(recipe: Recipe, split: SplitConfig) -> Mapping[StreamName, int]:

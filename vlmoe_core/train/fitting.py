@@ -100,7 +100,7 @@ def _write_tokenizers(recipe: Recipe, folder: Path, reporter: Reporter, given: G
     text = given.text or obtain_text(recipe, streams.values(), reporter)
     text.save(fresh / "text")
     visual = None
-    if recipe.objective is not None and recipe.objective.hides:
+    if recipe.hides:
         visual = given.visual or obtain_visual(recipe, streams.values(), reporter)
     if visual is not None:
         visual.save(fresh / "visual")

@@ -247,7 +247,7 @@ class Trainer:
             record = evaluate(session.objective, micros, device, health, answers) | dict(figures())
         if with_baseline:
             self._tell_capacity(health, "evaluation")
-        if with_baseline and self.recipe.objective is not None and self.recipe.objective.hides:
+        if with_baseline and self.recipe.hides:
             train = _noting(session.baseline_micros(), broken, refused)
             record |= unigram_baseline(session.objective, train, session.eval_micros(), device)
         refuse_codes(refused)

@@ -9,17 +9,15 @@ from vlmoe_core.data.config import SPLITS, StreamName
 from vlmoe_core.data.contact_sheet import Cell, Panel, Piece, draw_contact_sheet
 from vlmoe_core.data.example import Sample, TextEncoder
 from vlmoe_core.data.index import cache_folder
-from vlmoe_core.data.prepare import Preparer, build_preparer
+from vlmoe_core.data.prepare import Preparer
 from vlmoe_core.data.stream import Stream, open_streams
 from vlmoe_core.errors import DataError, UsageError
-from vlmoe_core.objectives.masking import Masking
 from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.recipe.load import LoadedRecipe
 from vlmoe_core.tasks.labels import Labels
-from vlmoe_core.tasks.task import open_task
-from vlmoe_core.tokenizers.text import TextTokenizer, wordless_tokenizer
-from vlmoe_core.train.build import HELD_OUT_SEED, task_preparer
-from vlmoe_core.train.fitting import Tokenizers, obtain_labels, obtain_text
+from vlmoe_core.tokenizers.text import TextTokenizer
+from vlmoe_core.train.build import HELD_OUT_SEED, recipe_preparer
+from vlmoe_core.train.fitting import obtain_labels, obtain_text
 from vlmoe_core.train.init import open_start
 from vlmoe_core.train.reporter import Reporter
 from vlmoe_core.train.stand_ins import NumberEncoder
@@ -133,11 +131,7 @@ def _sources(recipe: Recipe, encoder: TextEncoder | None) -> Iterator[tuple[Sour
 
 def _preparer(recipe: Recipe, tokenizer: TextTokenizer | None, labels: Labels, training: bool) -> Preparer:
     encoder: TextEncoder = tokenizer or NumberEncoder(recipe.tokenizers.text.vocab_size)
-    if recipe.task is not None:
-        tokenizers = Tokenizers(tokenizer or wordless_tokenizer(), None, labels)
-        return task_preparer(recipe, open_task(recipe.task), tokenizers, training)
-    masking = Masking.of(recipe.mask, recipe.model.grid, encoder)
-    return build_preparer(recipe.data, recipe.model.image_size, encoder, masking, training)
+    return recipe_preparer(recipe, encoder, labels, training)
 
 
 def _sheet_path(folder: Path, name: str) -> Path:

@@ -105,7 +105,7 @@ def _tokenize(recipe: Recipe, folder: Path, reporter: Reporter) -> Tokenized:
 
 def _encoding(recipe: Recipe) -> Recipe:
     """The recipe of the same run without stored tokens. Raises RecipeError where it predicts no codes."""
-    if recipe.objective is None or not recipe.objective.hides:
+    if not recipe.hides:
         aim = f"objective {recipe.objective.name}" if recipe.objective else f"task {recipe.task.name}"  # type: ignore[union-attr]
         raise RecipeError(f"{aim} predicts no visual codes; give the recipe of a pretraining run by masked modelling")
     if not (recipe.data.train.image or recipe.data.train.pair):

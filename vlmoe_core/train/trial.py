@@ -2,21 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 from vlmoe_core.data.config import STREAMS, SplitConfig, StreamName
-from vlmoe_core.data.example import TextEncoder
 from vlmoe_core.data.loader import MicroBatch, MicroBatches, load
-from vlmoe_core.data.prepare import Corruption, NothingHidden, Preparer, build_preparer
+from vlmoe_core.data.prepare import Preparer
 from vlmoe_core.data.stream import Stream
-from vlmoe_core.objectives.masking import Masking
 from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.tasks.labels import NO_LABELS, Labels
 from vlmoe_core.tasks.task import open_task
 from vlmoe_core.tokenizers.config import TeacherConfig
 from vlmoe_core.tokenizers.teachers.teacher import Teacher
 from vlmoe_core.tokenizers.visual import VisualTokenizer
-from vlmoe_core.train.build import micro_sizes
+from vlmoe_core.train.build import micro_sizes, recipe_preparer
 from vlmoe_core.train.fitting import check_streams, obtain_visual
 from vlmoe_core.train.reporter import Reporter
 from vlmoe_core.train.stand_ins import NoiseTeacher, NumberEncoder, noise_streams, stand_in_labels
@@ -50,16 +47,11 @@ def noise_inputs(recipe: Recipe) -> Inputs:
     if recipe.task is not None:
         check_streams(recipe, open_task(recipe.task).stream)
     streams = noise_streams(recipe, labels)
-    preparer = trial_preparer(recipe, NumberEncoder(recipe.tokenizers.text.vocab_size), labels, training=True)
+    preparer = recipe_preparer(recipe, NumberEncoder(recipe.tokenizers.text.vocab_size), labels, training=True)
     micro = draw(recipe, streams, recipe.data.train, preparer)
     trial = with_small_fits(_without_named_tokenizers(recipe))
-    visual = obtain_visual(trial, streams.values(), Reporter()) if hides(recipe) else None
+    visual = obtain_visual(trial, streams.values(), Reporter()) if recipe.hides else None
     return Inputs(micro, visual, labels, _noise_teacher(recipe))
-
-
-def hides(recipe: Recipe) -> bool:
-    """Whether patches and words are hidden, so that a visual tokenizer is asked for."""
-    return recipe.objective is not None and recipe.objective.hides
 
 
 def with_small_fits(recipe: Recipe) -> Recipe:
@@ -73,16 +65,6 @@ def with_small_fits(recipe: Recipe) -> Recipe:
         visual = visual.model_copy(update={"codebook_size": codes, "fit_images": images, "iterations": 1})
     tokenizers = recipe.tokenizers.model_copy(update={"text": text, "visual": visual})
     return recipe.model_copy(update={"tokenizers": tokenizers})
-
-
-def trial_preparer(recipe: Recipe, encoder: TextEncoder, labels: Labels, training: bool) -> Preparer:
-    """Makes samples as a run does: hidden words and patches, or what a task must predict."""
-    corruption: Corruption = NothingHidden(recipe.model.num_patches)
-    if hides(recipe):
-        corruption = Masking.of(recipe.mask, recipe.model.grid, encoder)
-    task = None if recipe.task is None else open_task(recipe.task)
-    target = None if task is None else partial(task.target, labels=labels, training=training)
-    return build_preparer(recipe.data, recipe.model.image_size, encoder, corruption, training, target)
 
 
 def draw(recipe: Recipe, streams: Mapping[StreamName, Stream], split: SplitConfig, preparer: Preparer) -> MicroBatch:

@@ -13,7 +13,7 @@ from vlmoe_core.errors import DataError
 from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.recipe.load import LoadedRecipe
 from vlmoe_core.tasks.task import open_task
-from vlmoe_core.train.build import HELD_OUT_SEED
+from vlmoe_core.train.build import HELD_OUT_SEED, recipe_preparer
 from vlmoe_core.train.codes import check_codes, reads_codes
 from vlmoe_core.train.fitting import Given, Tokenizers, check_fit, obtain_labels, obtain_text, obtain_visual
 from vlmoe_core.train.init import SCRATCH, open_start
@@ -26,9 +26,7 @@ from vlmoe_core.train.trial import (
     TRIAL_TEXTS,
     Inputs,
     draw,
-    hides,
     noise_inputs,
-    trial_preparer,
     with_small_fits,
 )
 
@@ -104,7 +102,7 @@ def _trial_tokenizers(recipe: Recipe) -> Tokenizers:
     given = start.tokenizers(recipe) if start else Given()
     text = given.text or obtain_text(trial, streams.values(), Reporter())
     visual = None
-    if hides(recipe):
+    if recipe.hides:
         visual = given.visual or obtain_visual(trial, streams.values(), Reporter())
     tokenizers = Tokenizers(text, visual, obtain_labels(recipe))
     check_fit(recipe if given.visual else trial, tokenizers)
@@ -127,7 +125,7 @@ def _tokenizer_checks(recipe: Recipe, tokenizers: Tokenizers) -> Iterator[Check]
         )
     elif _has_words(recipe):
         yield Check("text tokenizer", f"WordPiece fitted on at most {TRIAL_TEXTS} texts, for this trial only")
-    if hides(recipe) and not visual.is_fitted:
+    if recipe.hides and not visual.is_fitted:
         yield Check(
             "visual tokenizer",
             f"{visual.load or visual.tokens}, {visual.codebook_size:,} codes",
@@ -145,7 +143,7 @@ def _data_checks(recipe: Recipe, tokenizers: Tokenizers) -> Generator[Check, Non
         streams = _open(recipe, name, split, tokenizers.text)
         for stream in streams.values():
             yield from _source_checks(f"data.{name}.{stream.name}", stream)
-        preparer = trial_preparer(recipe, tokenizers.text, tokenizers.labels, name == "train")
+        preparer = recipe_preparer(recipe, tokenizers.text, tokenizers.labels, name == "train")
         micro = drawn[name] = draw(recipe, streams, split, preparer)
         for stream_name in streams:
             count = micro.batches[stream_name].num_examples
@@ -224,7 +222,7 @@ def _fitted(recipe: Recipe) -> list[str]:
     gives_codes = start is not None and start.gives_codes(recipe)
     fits = {
         "text": start is None and tokenizers.text.load is None and _has_words(recipe),
-        "visual": hides(recipe) and not gives_codes and tokenizers.visual.is_fitted,
+        "visual": recipe.hides and not gives_codes and tokenizers.visual.is_fitted,
     }
     return [name for name, is_fitted in fits.items() if is_fitted]
 

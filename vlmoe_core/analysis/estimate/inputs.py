@@ -31,7 +31,7 @@ def pictures_of(recipe: Recipe) -> int:
 
 def hidden_of(recipe: Recipe, stream: StreamName) -> Hidden:
     """What is hidden of an example of a stream, its text of the greatest length."""
-    if recipe.objective is None or not recipe.objective.hides:
+    if not recipe.hides:
         return Hidden()
     mask, fused = recipe.mask, stream == "pair"
     longest = 0 if stream == "image" else getattr(recipe.data.max_text, stream)

@@ -125,7 +125,13 @@ def _waits(session: Session, steps: int) -> tuple[list[float], list[float]]:
     """Seconds until each step's micro-batches were there, and seconds of the step itself."""
     recipe = session.recipe
     stepper = Stepper(
-        session.accelerator, session.model, session.optimizer, recipe.optim, recipe.train.steps, recipe.seed
+        session.accelerator,
+        session.model,
+        session.mesh,
+        session.optimizer,
+        recipe.optim,
+        recipe.train.steps,
+        recipe.seed,
     )
     micros = session.train_micros()
     waits, rests = [], []

@@ -26,6 +26,7 @@ from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.moe.health import router_health
 from vlmoe_core.objectives.kinds.masked import MaskedModelling
 from vlmoe_core.train.config import OptimConfig
+from vlmoe_core.train.mesh import ALONE
 from vlmoe_core.train.optim import build_optimizer
 from vlmoe_core.train.step import Stepper
 
@@ -92,11 +93,12 @@ def _three_streams(size: Size, config: ModelConfig) -> dict[StreamName, Batch]:
 
 def _stepper(objective: MaskedModelling, batches: Mapping[StreamName, Batch]) -> partial[object]:
     """One step of training on one micro-batch."""
-    config = OptimConfig(lr=LR)
+    config, accelerator = OptimConfig(lr=LR), Accelerator(cpu=True)
     stepper = Stepper(
-        Accelerator(cpu=True),
+        accelerator,
         objective,
-        build_optimizer(objective, config, objective.encoder.config.layers),
+        ALONE,
+        accelerator.prepare(build_optimizer(objective, config, objective.encoder.config.layers)),
         config,
         STEPS,
         seed=0,

@@ -252,7 +252,7 @@ def test_a_loss_of_retrieval_that_is_not_finite_is_named(tmp_path: Path, pool: s
     loaded = tuned(tmp_path, "retrieval", f"model.moe.{pool}.layers=[{layer}]")
     session = open_session(loaded, RunOptions(tmp_path / "run"), Reporter())
     recipe = loaded.recipe
-    stepper = Stepper(session.accelerator, session.model, session.optimizer, recipe.optim, 4, recipe.seed)
+    stepper = Stepper(session.accelerator, session.model, session.mesh, session.optimizer, recipe.optim, 4, recipe.seed)
     with torch.no_grad():
         session.objective.get_parameter(f"encoder.blocks.{layer}.ffn.{pool}.router.weight").fill_(math.nan)
     with pytest.raises(TrainError, match=rf"balance/{pool}/{layer} \(pair stream, positions 0 to 7\)"):

@@ -40,7 +40,13 @@ def assert_copies_are_fresh(session: Session) -> None:
 def steps(session: Session, count: int) -> None:
     recipe = session.recipe
     stepper = Stepper(
-        session.accelerator, session.model, session.optimizer, recipe.optim, recipe.train.steps, recipe.seed
+        session.accelerator,
+        session.model,
+        session.mesh,
+        session.optimizer,
+        recipe.optim,
+        recipe.train.steps,
+        recipe.seed,
     )
     for step in range(count):
         stepper(step, [session.train_data[2 * step], session.train_data[2 * step + 1]])

@@ -13,10 +13,12 @@ from vlmoe_core.errors import RecipeError
 from vlmoe_core.recipe.load import LoadedRecipe
 from vlmoe_core.train.build import build_dataset, build_objective
 from vlmoe_core.train.fitting import obtain_tokenizers
+from vlmoe_core.train.mesh import open_mesh
 from vlmoe_core.train.optim import build_optimizer
-from vlmoe_core.train.parallel import build_accelerator, wrap
+from vlmoe_core.train.parallel import build_accelerator
 from vlmoe_core.train.reporter import Reporter
 from vlmoe_core.train.step import Stepper
+from vlmoe_core.train.wrapping import shared_out, wrap
 
 Gradients = dict[str, NDArray[np.float64]]
 
@@ -39,9 +41,12 @@ def float64_steps(loaded: LoadedRecipe, folder: Path) -> dict[str, Any]:
     recipe = loaded.recipe
     accelerator = build_accelerator(recipe.train, recipe.batch.num_micro, str(folder))
     tokenizers = obtain_tokenizers(recipe, folder, Reporter())
-    objective = build_objective(recipe, tokenizers.visual).double()
-    model, optimizer = wrap(accelerator, objective, build_optimizer(objective, recipe.optim, recipe.model.layers))
-    stepper = Stepper(accelerator, model, optimizer, recipe.optim, recipe.train.steps, recipe.seed)
+    mesh = open_mesh(recipe.parallel, recipe.model, accelerator.device.type)
+    with shared_out(mesh):
+        objective = build_objective(recipe, tokenizers.visual).double()
+    model = wrap(accelerator, objective, mesh, recipe.train.precision)
+    optimizer = accelerator.prepare(build_optimizer(objective, recipe.optim, recipe.model.layers))
+    stepper = Stepper(accelerator, model, mesh, optimizer, recipe.optim, recipe.train.steps, recipe.seed)
     data = build_dataset(recipe, recipe.data.train, tokenizers, training=True)
     ranks, rank, per_step = accelerator.num_processes, accelerator.process_index, recipe.batch.num_micro
     found: dict[str, Any] = {

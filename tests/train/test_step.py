@@ -39,7 +39,13 @@ def ready(tmp_path: Path) -> Callable[..., Ready]:
         session = open_session(loaded, RunOptions(tmp_path / "run", overwrite=True), Reporter())
         recipe = loaded.recipe
         stepper = Stepper(
-            session.accelerator, session.model, session.optimizer, recipe.optim, recipe.train.steps, recipe.seed
+            session.accelerator,
+            session.model,
+            session.mesh,
+            session.optimizer,
+            recipe.optim,
+            recipe.train.steps,
+            recipe.seed,
         )
         return Ready(session, stepper, [session.train_data[n] for n in range(recipe.batch.num_micro)])
 

@@ -33,14 +33,16 @@ from vlmoe_core.tokenizers.visual import load_visual_tokenizer
 from vlmoe_core.tokenizers.vqkd import VQKD
 from vlmoe_core.train.build import build_dataset, build_objective, compile_blocks, recipe_preparer
 from vlmoe_core.train.fitting import obtain_tokenizers
+from vlmoe_core.train.mesh import open_mesh
 from vlmoe_core.train.optim import build_optimizer
-from vlmoe_core.train.parallel import build_accelerator, wrap
+from vlmoe_core.train.parallel import build_accelerator
 from vlmoe_core.train.reporter import Reporter
 from vlmoe_core.train.session import RunOptions, open_session
 from vlmoe_core.train.stand_ins import NumberEncoder
 from vlmoe_core.train.step import Stepper
 from vlmoe_core.train.tokenize import tokenize_images
 from vlmoe_core.train.visual import find_visual_tokenizer
+from vlmoe_core.train.wrapping import wrap
 
 RECIPE = """
 seed: 3
@@ -81,8 +83,10 @@ def float64_steps(loaded: LoadedRecipe, folder: Path) -> dict[str, Any]:
     tokenizers = obtain_tokenizers(recipe, folder, Reporter())
     objective = build_objective(recipe, tokenizers.visual).double()
     objective.codes.quantiser.shares_K.fill_(1 / 8)  # type: ignore[union-attr, operator]
-    model, optimizer = wrap(accelerator, objective, build_optimizer(objective, recipe.optim, recipe.model.layers))
-    stepper = Stepper(accelerator, model, optimizer, recipe.optim, recipe.train.steps, recipe.seed)
+    mesh = open_mesh(recipe.parallel, recipe.model, accelerator.device.type)
+    model = wrap(accelerator, objective, mesh, recipe.train.precision)
+    optimizer = accelerator.prepare(build_optimizer(objective, recipe.optim, recipe.model.layers))
+    stepper = Stepper(accelerator, model, mesh, optimizer, recipe.optim, recipe.train.steps, recipe.seed)
     data = build_dataset(recipe, recipe.data.train, tokenizers, training=True)
     ranks, rank, per_step = accelerator.num_processes, accelerator.process_index, recipe.batch.num_micro
     found: dict[str, Any] = {"losses": [], "gradients": [], "codes": [], "shares": []}
@@ -159,7 +163,13 @@ def test_an_overflow_in_fp16_moves_no_code(tmp_path: Path, monkeypatch: pytest.M
     recipe = (loaded := tokenizer_recipe(tmp_path)).recipe
     session = open_session(loaded, RunOptions(tmp_path / "run"), Reporter())
     stepper = Stepper(
-        session.accelerator, session.model, session.optimizer, recipe.optim, recipe.train.steps, recipe.seed
+        session.accelerator,
+        session.model,
+        session.mesh,
+        session.optimizer,
+        recipe.optim,
+        recipe.train.steps,
+        recipe.seed,
     )
     micros, quantiser = list(islice(session.train_micros(), 4)), session.objective.codes.quantiser  # type: ignore[union-attr]
     hook = session.objective.encoder.norm.weight.register_hook(lambda gradient: gradient * float("inf"))  # type: ignore[union-attr]

@@ -4,7 +4,7 @@ Axis letters: I images, P patches, T text tokens, S sequences, X examples, C cha
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -51,6 +51,8 @@ class Batch:
     """bool, True for the tokens of the second of two texts, its [SEP] included; null: no sequence has two."""
     codes_IP: Tensor | None = None
     """int64 visual codes of the patches, where they were stored; null: whoever needs them encodes the pixels."""
+    only: Literal["vision", "text"] | None = None
+    """The modality of the stream, though no example be there; null: both, or whatever the examples are of."""
 
     @property
     def num_sequences(self) -> int:

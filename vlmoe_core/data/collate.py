@@ -1,7 +1,7 @@
 """From samples to a batch."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from vlmoe_core.data.batch import Batch
 from vlmoe_core.data.config import StreamName
 from vlmoe_core.data.example import Sample
+
+MODALITY: Mapping[StreamName, Literal["vision", "text"] | None] = {"image": "vision", "text": "text", "pair": None}
+"""The modality of a stream that has one alone."""
 
 
 def collate(stream: StreamName, samples: Sequence[Sample], image_size: int, num_patches: int) -> Batch:
@@ -48,6 +51,7 @@ def collate(stream: StreamName, samples: Sequence[Sample], image_size: int, num_
         targets=_targets(samples),
         second_text_T=_second_texts(sequences),
         codes_IP=_codes(samples),
+        only=MODALITY[stream],
     )
 
 

@@ -38,7 +38,7 @@ class Layout:
     identity_T: Tensor
     """int64, what each token is: the place of an image token in its image, the id of a word."""
     paths: tuple[str, ...] = ("vision", "text")
-    """The modalities that the model has a path for."""
+    """The modalities that the stream may bring and the model has a path for."""
 
     @property
     def full(self) -> bool:
@@ -52,7 +52,8 @@ class Layout:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """The modalities that have tokens; all where none has, so that an empty batch still touches all parameters."""
+        """The modalities that have tokens; where none has, all of the stream: an empty batch passes, and touches, what
+        the stream's other batches do, as processes that share experts ask for."""
         texts = self.num_image_tokens < self.place_T.shape[0]
         if self.num_image_tokens > 0 and not texts:
             return ("vision",)
@@ -95,7 +96,7 @@ def build_layout(batch: Batch, image_length: int, paths: tuple[str, ...] = ("vis
         place_T=place_T,
         occupied_SL=occupied.view(batch.num_sequences, length),
         identity_T=torch.cat([inside_image, batch.text_ids_T]),
-        paths=paths,
+        paths=(batch.only,) if batch.only in paths and sequence_T.shape[0] == 0 else paths,
     )
 
 

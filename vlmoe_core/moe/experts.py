@@ -13,12 +13,14 @@ from torch.nn import functional as F
 
 from vlmoe_core.config import plugin_module
 from vlmoe_core.moe.config import Implementation
+from vlmoe_core.moe.exchange import Exchange, Journey
 from vlmoe_core.moe.pages import empty_like
-from vlmoe_core.moe.plan import RoutingPlan
+from vlmoe_core.moe.plan import Assignment
 from vlmoe_core.moe.precision import compute_dtype, without_autocast
+from vlmoe_core.moe.share import Share, whole
 
 IMPLEMENTATIONS = "vlmoe_core.moe.implementations"
-"""Where the implementations lie, a file each with a function `run`."""
+"""Where the implementations lie, a file each with a function `run`; `run_in_group` too, if it brings its exchange."""
 
 Linear = tuple[Tensor, Tensor]
 """Weight (E, O, I) and bias (E, O) in the dtype of the arithmetic."""
@@ -116,15 +118,33 @@ class Experts(nn.Module):
     ) -> None:
         super().__init__()
         self.implementation, self.dropout = implementation, dropout
+        self.share = whole(num_experts)
+        self.exchange: Exchange | None = None
         self.up = ExpertLinear(num_experts, dim, hidden, init_std)
         self.norm = None if sub_norm_eps is None else ExpertNorm(num_experts, hidden, sub_norm_eps)
         self.down = ExpertLinear(num_experts, hidden, dim, init_std)
 
-    def forward(self, x_TD: Tensor, plan: RoutingPlan) -> Tensor:
-        """x_TD (T, D) -> the weighted sum of each token's experts (T, D), in the dtype of the arithmetic."""
+    def forward(self, x_TD: Tensor, plan: Assignment, beside: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """x_TD (T, D) -> the weighted sum of each token's experts (T, D), in the dtype of the arithmetic.
+
+        Args:
+            x_TD: the tokens of one routing group.
+            plan: where each goes.
+            beside: what is added to the sum, from the tokens; computed while they travel to other processes.
+        """
         dtype = compute_dtype(self.up.weight)
+        exchange, in_group = self.exchange, self._compute_in_group
         with without_autocast(x_TD.device.type):
-            return self._run(x_TD.to(dtype), plan, self.up.operands(dtype), self.down.operands(dtype))
+            journey = None if exchange is None or in_group else exchange.send(x_TD.to(dtype), plan)
+        added_TD = None if beside is None else beside(x_TD)
+        with without_autocast(x_TD.device.type):
+            if exchange is None:
+                y_TD = self._run(x_TD.to(dtype), plan, self._dropout(x_TD.to(dtype), plan))
+            elif journey is None:
+                y_TD = self._run_in_group(x_TD.to(dtype), plan, exchange)
+            else:
+                y_TD = self._run_elsewhere(x_TD.to(dtype), plan, exchange, journey)
+        return y_TD if added_TD is None else y_TD + added_TD
 
     @property
     def implementation(self) -> Implementation:
@@ -134,7 +154,23 @@ class Experts(nn.Module):
     @implementation.setter
     def implementation(self, name: Implementation) -> None:
         self._implementation = name
-        self._compute: Callable[..., Tensor] = plugin_module(IMPLEMENTATIONS, name).run
+        module = plugin_module(IMPLEMENTATIONS, name)
+        self._compute: Callable[..., Tensor] = module.run
+        self._compute_in_group: Callable[..., Tensor] | None = getattr(module, "run_in_group", None)
+
+    @torch.no_grad()
+    def keep(self, share: Share, exchange: Exchange) -> None:
+        """Keep the weights of a share alone, in memory of its own size, and compute with those of the other processes.
+
+        Args:
+            share: which experts stay.
+            exchange: brings tokens to the processes of its group; each holds a share, in the order of their ranks.
+        """
+        for module in self.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                kept = parameter[share.first : share.first + share.count].clone()
+                setattr(module, name, nn.Parameter(kept, parameter.requires_grad))
+        self.share, self.exchange = share, exchange
 
     def hold_copies(self, dtype: torch.dtype | None) -> None:
         """Hold copies of the weights in `dtype` for arithmetic in it; None holds none."""
@@ -146,13 +182,36 @@ class Experts(nn.Module):
         self.up.refresh_copy()
         self.down.refresh_copy()
 
-    def _run(self, x_TD: Tensor, plan: RoutingPlan, up: Linear, down: Linear) -> Tensor:
+    def _run(self, x_TD: Tensor, plan: Assignment, dropout_CH: Tensor | None) -> Tensor:
+        """The experts of this process: (T, D) -> (T, D)."""
+        up, down = self.up.operands(x_TD.dtype), self.down.operands(x_TD.dtype)
         further = () if self.norm is None else (self.norm,)
-        y_TD: Tensor = self._compute(x_TD, plan, up, down, self._dropout(x_TD, plan), *further)
+        y_TD: Tensor = self._compute(x_TD, plan, up, down, dropout_CH, *further)
         return y_TD
 
-    def _dropout(self, x_TD: Tensor, plan: RoutingPlan) -> Tensor | None:
+    def _run_in_group(self, x_TD: Tensor, plan: Assignment, exchange: Exchange) -> Tensor:
+        """The experts of all processes of the group, where the implementation moves the tokens: (T, D) -> (T, D)."""
+        assert self._compute_in_group is not None
+        up, down = self.up.operands(x_TD.dtype), self.down.operands(x_TD.dtype)
+        return self._compute_in_group(x_TD, plan, up, down, exchange.group)
+
+    def _run_elsewhere(self, x_TD: Tensor, plan: Assignment, exchange: Exchange, journey: Journey) -> Tensor:
+        """The experts of all processes of the group: (T, D) -> (T, D)."""
+        dropout_CH = self._dropout(x_TD, plan)
+        if dropout_CH is not None:
+            # Drawn where the tokens are, so that the draws do not depend on the number of processes.
+            kept_RH = exchange.send_along((dropout_CH != 0).to(torch.uint8), journey)
+            dropout_CH = kept_RH.to(x_TD.dtype) / (1 - self.dropout)
+        out_RD = self._run(journey.rows_RD, journey.arrivals, dropout_CH)
+        return exchange.send_back(out_RD, journey, plan)
+
+    def _dropout(self, x_TD: Tensor, plan: Assignment) -> Tensor | None:
         """(C, H) factors of the hidden activation, 0 or 1 / (1 - rate); the same for every implementation."""
         if not self.training or self.dropout == 0:
             return None
         return F.dropout(x_TD.new_ones(plan.expert_TK.numel(), self.up.weight.shape[1]), self.dropout)
+
+
+def expert_shares(module: nn.Module) -> dict[str, Share]:
+    """The share of each group of experts below a module, by its dotted name (`encoder.blocks.3.ffn.vision.experts`)."""
+    return {name: inner.share for name, inner in module.named_modules() if isinstance(inner, Experts)}

@@ -54,5 +54,4 @@ class SparseFFN(nn.Module):
             identity_T: (T,) what each token is; the hash router asks for it.
         """
         plan: RoutingPlan = self.router(x_TD, identity_T, self.kept)
-        y_TD = self.experts(x_TD, plan if self.kept is None else plan.among(self.kept))
-        return (y_TD if self.shared_expert is None else y_TD + self.shared_expert(x_TD)), plan
+        return self.experts(x_TD, plan if self.kept is None else plan.among(self.kept), self.shared_expert), plan

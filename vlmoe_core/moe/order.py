@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlmoe_core.moe.plan import RoutingPlan
+from vlmoe_core.moe.plan import Assignment
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Order:
     """End of each expert's rows (int32)."""
 
 
-def order_of(plan: RoutingPlan) -> Order:
+def order_of(plan: Assignment) -> Order:
     """Sort the choices of a plan by expert; within an expert the tokens stand as in the group. Waits for no device."""
     num_experts = plan.num_experts
     key_N = plan.expert_TK.masked_fill(~plan.kept_TK, num_experts).reshape(-1)

@@ -6,11 +6,31 @@ Shapes: T tokens of one routing group, E experts, K choices of a token, N = T x 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from vlmoe_core.moe.config import Priority, Removed, Weights
+
+
+class Assignment(Protocol):
+    """What experts need to know of a routing decision; the fields of the same names in `RoutingPlan`."""
+
+    @property
+    def expert_TK(self) -> Tensor: ...  # noqa: D102
+    @property
+    def weight_TK(self) -> Tensor: ...  # noqa: D102
+    @property
+    def slot_TK(self) -> Tensor: ...  # noqa: D102
+    @property
+    def kept_TK(self) -> Tensor: ...  # noqa: D102
+    @property
+    def capacity(self) -> int | None: ...  # noqa: D102
+    @property
+    def num_experts(self) -> int: ...  # noqa: D102
+    @property
+    def top_k(self) -> int: ...  # noqa: D102
 
 
 @dataclass(frozen=True)

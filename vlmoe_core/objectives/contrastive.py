@@ -94,6 +94,7 @@ def alone(batch: Batch) -> dict[StreamName, Batch]:
         text_positions_T=nothing,
         sequence_of_text=nothing,
         longest_text=0,
+        only="vision",
     )
     text = replace(
         single,
@@ -103,5 +104,6 @@ def alone(batch: Batch) -> dict[StreamName, Batch]:
         sequence_of_image=nothing,
         text_ids_T=seen_T,
         text_targets_T=torch.full_like(seen_T, -1),
+        only="text",
     )
     return {"image": image, "text": text}

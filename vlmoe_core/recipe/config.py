@@ -11,7 +11,7 @@ from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.objectives.config import MaskConfig, Objective
 from vlmoe_core.tasks.config import Task
 from vlmoe_core.tokenizers.config import TokenizersConfig
-from vlmoe_core.train.config import BatchConfig, OptimConfig, TrainConfig
+from vlmoe_core.train.config import BatchConfig, OptimConfig, ParallelConfig, TrainConfig
 
 
 class ModelRecipe(Config):
@@ -50,6 +50,8 @@ class Recipe(ModelRecipe):
     """Optimiser and schedule."""
     train: TrainConfig
     """Length, precision, evaluation, checkpoints."""
+    parallel: ParallelConfig = ParallelConfig()
+    """How processes share the model."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

@@ -62,6 +62,18 @@ class BatchConfig(Config):
         return next(self.size.of(s) // self.micro.of(s) for s in STREAMS if self.size.of(s))
 
 
+class ParallelConfig(Config):
+    """How processes share the model. Every number that a run computes is the same whatever is said here."""
+
+    expert: int = Field(1, ge=1)
+    """Processes that hold the experts of a sparse layer together, each an equal share: expert parallelism. It divides
+    the number of processes and the number of experts. 1: every process holds all."""
+    shard: Literal["none", "full"] = "none"
+    """none: every process holds all that is not an expert, and AdamW's moments of what it holds. full: weights,
+    gradients and moments are cut over all processes, and gathered layer by layer when they are used (ZeRO-3, arXiv
+    1910.02054; torch's fully_shard)."""
+
+
 class OptimConfig(Config):
     """AdamW with linear warm-up and cosine decay."""
 

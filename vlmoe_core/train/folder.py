@@ -19,8 +19,9 @@ FREE_FIELDS = (
     "data.prefetch",
     "train.trackers",
     "train.keep_last",
+    "parallel",
 )
-"""Fields that may change when a run goes on: where things lie and how fast they come."""
+"""Fields that may change when a run goes on: where things lie, how fast they come, who computes what."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import re
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from vlmoe_core.moe.experts import ExpertNorm
 from vlmoe_core.train.config import OptimConfig
@@ -49,18 +50,21 @@ def rate_factor(name: str, layers: int, config: OptimConfig) -> float:
 def build_optimizer(model: nn.Module, config: OptimConfig, layers: int) -> torch.optim.AdamW:
     """AdamW with a group for each weight decay (some or none) and each factor on the learning rate.
 
+    Parameters that are cut over different sets of processes are in different groups, as torch's fused kernel asks for.
+
     Args:
-        model: the objective.
+        model: the objective, wrapped already where parameters are cut.
         config: rates.
         layers: blocks of its encoder.
     """
     parameters = dict(model.named_parameters())
-    members: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    members: dict[tuple[bool, float, DeviceMesh | None], list[nn.Parameter]] = {}
     for name, decays in parameter_roles(model).items():
-        members.setdefault((decays, rate_factor(name, layers, config)), []).append(parameters[name])
+        mesh = getattr(parameters[name], "device_mesh", None)
+        members.setdefault((decays, rate_factor(name, layers, config), mesh), []).append(parameters[name])
     groups = [
         {"params": found, "weight_decay": config.weight_decay if decays else 0.0, FACTOR: factor}
-        for (decays, factor), found in sorted(members.items(), key=lambda item: (not item[0][0], -item[0][1]))
+        for (decays, factor, _), found in sorted(members.items(), key=lambda item: (not item[0][0], -item[0][1]))
     ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 

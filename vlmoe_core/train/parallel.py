@@ -2,7 +2,6 @@
 
 import gc
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TypeVar
@@ -75,17 +74,6 @@ def meets_on_cpu() -> bool:
     """
     device = torch.accelerator.current_accelerator(check_available=True)
     return device is None or (device.type == "mps" and started_processes() > 1)
-
-
-def wrap(
-    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """The model as every rank trains it (DistributedDataParallel where there are several), and its optimiser."""
-    with warnings.catch_warnings():
-        # torch 2.13 renames `broadcast_buffers`; Accelerate 1.15 does not know the new name.
-        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
-        model, optimizer = accelerator.prepare(model, optimizer)
-    return model, optimizer
 
 
 def hold_expert_copies(model: nn.Module, config: TrainConfig) -> None:

@@ -148,6 +148,7 @@ class Trainer:
         self.stepper = Stepper(
             session.accelerator,
             session.model,
+            session.mesh,
             session.optimizer,
             self.recipe.optim,
             self.recipe.train.steps,
@@ -179,7 +180,7 @@ class Trainer:
             health = RouterHealth() if logs else None
             with pace.step():
                 drawn = list(islice(micros, per_step))
-                result = self.stepper(step, drawn, health, lambda: interrupt.received is not None)
+                result = self.stepper(step, drawn, health, lambda: {"stop": interrupt.received is not None})
             broken += result.broken
             session.state = replace(session.state, step=step + 1, positions=self._positions(step + 1))
             if health is not None:
@@ -189,9 +190,9 @@ class Trainer:
             self._start_if_due()
             self.reporter.advanced(step + 1)
             improved = self._is_due(train.eval_every) and self._evaluate()
-            if improved or result.stop or self._is_due(train.save_every):
+            if improved or result.told["stop"] or self._is_due(train.save_every):
                 on_main(self._save)
-            if result.stop:
+            if result.told["stop"]:
                 break
         return broken
 

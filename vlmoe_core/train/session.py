@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 
 from vlmoe_core.checkpoint.layout import discard_after
@@ -25,16 +25,16 @@ from vlmoe_core.train.codes import reads_codes, with_codes
 from vlmoe_core.train.fitting import Given, Tokenizers, obtain_tokenizers, take_tokenizers
 from vlmoe_core.train.folder import RunFolder, check_same_recipe, default_folder, start_folder, write_environment
 from vlmoe_core.train.init import open_start, start_from
+from vlmoe_core.train.mesh import Mesh, open_mesh
 from vlmoe_core.train.optim import build_optimizer
 from vlmoe_core.train.parallel import (
     build_accelerator,
     hold_expert_copies,
     on_main,
-    refresh_expert_copies,
     started_processes,
-    wrap,
 )
 from vlmoe_core.train.reporter import Reporter
+from vlmoe_core.train.wrapping import is_cut, shared_out, wrap
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,12 @@ class Session:
     tokenizers: Tokenizers
     accelerator: Accelerator
     objective: nn.Module
-    """The objective as it was built."""
+    """The objective as it was built: with the experts of this process alone, where they are shared."""
     model: nn.Module
     """The objective as it is trained: wrapped where there are several ranks."""
-    optimizer: torch.optim.Optimizer
+    mesh: Mesh
+    """How the processes share it."""
+    optimizer: AcceleratedOptimizer
     train_data: MicroBatches
     eval_data: MicroBatches
     state: RunState
@@ -75,8 +77,12 @@ class Session:
         return self._load(self.train_data, first, last)
 
     def eval_micros(self) -> Iterator[MicroBatch]:
-        """This rank's share of the held-out examples; at least one micro-batch, which may be empty."""
-        return self._load(self.eval_data, 0, max(self.eval_data.num_micros, self.accelerator.num_processes))
+        """This rank's share of the held-out examples: as many micro-batches on every rank; the last may be empty.
+
+        Ranks that share weights must compute at the same time.
+        """
+        ranks = self.accelerator.num_processes
+        return self._load(self.eval_data, 0, max(1, -(-self.eval_data.num_micros // ranks)) * ranks)
 
     def baseline_micros(self) -> Iterator[MicroBatch]:
         """This rank's share of the training examples from which word and code frequencies are counted."""
@@ -100,6 +106,7 @@ def open_session(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) 
     recipe = loaded.recipe
     path, checkpoint = _where(loaded, options)
     accelerator = build_accelerator(recipe.train, recipe.batch.num_micro, str(path))
+    mesh = open_mesh(recipe.parallel, recipe.model, accelerator.device.type)
     _refuse_accumulation(recipe, accelerator.num_processes)
     on_main(lambda: _prepare_folder(path, recipe, options, checkpoint))
     folder = RunFolder(path)
@@ -107,26 +114,39 @@ def open_session(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) 
     given = start.tokenizers(recipe) if start else Given()
     tokenizers = obtain_tokenizers(recipe, folder.tokenizers, reporter, given)
     train_data, eval_data = _open_data(recipe, tokenizers)
-    objective = build_objective(recipe, None if reads_codes(recipe) else tokenizers.visual, tokenizers.labels)
+    with shared_out(mesh):
+        objective = build_objective(recipe, None if reads_codes(recipe) else tokenizers.visual, tokenizers.labels)
     if start is not None and recipe.init_weights:
         for note in start_from(objective, start, recipe, tokenizers.labels):
             reporter.note(note)
     if recipe.train.compile:
         compile_blocks(objective)
+    model = wrap(accelerator, objective, mesh, recipe.train.precision)
     optimizer = build_optimizer(objective, recipe.optim, recipe.model.layers)
     if checkpoint is not None:
         assert checkpoint.optimizer is not None, "_where refuses it"
         load_model_state(objective, checkpoint.model)
         load_named_optimizer_state(optimizer, objective.named_parameters(), checkpoint.optimizer)
-    model, prepared = wrap(accelerator, objective, optimizer)
-    hold_expert_copies(objective, recipe.train)
-    refresh_expert_copies(objective)
+    prepared: AcceleratedOptimizer = accelerator.prepare(optimizer)
+    if not is_cut(objective):  # fully_shard gathers them in the precision of the run
+        hold_expert_copies(objective, recipe.train)
     fresh = RunState(step=0, positions={}, recipe=loaded.name, tracker_run=secrets.token_hex(4))
     state = checkpoint.state if checkpoint else fresh
     if accelerator.scaler is not None and state.scaler is not None:
         accelerator.scaler.load_state_dict(dict(state.scaler))
     return Session(
-        recipe, loaded.name, folder, tokenizers, accelerator, objective, model, prepared, train_data, eval_data, state
+        recipe,
+        loaded.name,
+        folder,
+        tokenizers,
+        accelerator,
+        objective,
+        model,
+        mesh,
+        prepared,
+        train_data,
+        eval_data,
+        state,
     )
 
 

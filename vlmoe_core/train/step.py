@@ -4,10 +4,11 @@ import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from vlmoe_core.data.loader import MicroBatch
@@ -16,7 +17,9 @@ from vlmoe_core.errors import TrainError
 from vlmoe_core.objectives.loss import Loss, Part
 from vlmoe_core.train.bias import RouterBiases
 from vlmoe_core.train.config import OptimConfig
+from vlmoe_core.train.gradients import Gradients, agree_on_overflow
 from vlmoe_core.train.health import RouterHealth
+from vlmoe_core.train.mesh import Mesh
 from vlmoe_core.train.optim import FACTOR, learning_rate
 from vlmoe_core.train.parallel import (
     all_sum,
@@ -41,8 +44,8 @@ class StepResult:
     """Learning rate of the step."""
     broken: int
     """Examples of the step that were skipped as broken."""
-    stop: bool
-    """Some rank was asked to stop."""
+    told: Mapping[str, float]
+    """What the ranks had to tell each other, summed over them."""
 
 
 class Stepper:
@@ -51,6 +54,7 @@ class Stepper:
     Args:
         accelerator: processes, precision, scaler.
         model: the wrapped objective.
+        mesh: how the processes share it.
         optimizer: the prepared optimiser.
         config: schedule and clipping.
         steps: length of the run.
@@ -62,7 +66,8 @@ class Stepper:
         self,
         accelerator: Accelerator,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        mesh: Mesh,
+        optimizer: AcceleratedOptimizer,
         config: OptimConfig,
         steps: int,
         seed: int,
@@ -70,15 +75,17 @@ class Stepper:
     ) -> None:
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.config, self.steps, self.seed, self.on_error = config, steps, seed, on_error
+        self.objective: Any = accelerator.unwrap_model(model)
+        self.gradients = Gradients(self.objective, mesh)
         self.biases = RouterBiases(model)
-        self.statistics = Statistics(accelerator.unwrap_model(model))
+        self.statistics = Statistics(self.objective)
 
     def __call__(
         self,
         step: int,
         micros: Sequence[MicroBatch],
         health: RouterHealth | None = None,
-        must_stop: Callable[[], bool] = lambda: False,
+        tell: Callable[[], Mapping[str, float]] = dict,
     ) -> StepResult:
         """Take the 0-based step `step` on this rank's micro-batches.
 
@@ -86,7 +93,8 @@ class Stepper:
             step: 0-based.
             micros: this rank's micro-batches of the step, on any device.
             health: collects the plans, if given.
-            must_stop: whether this rank was asked to stop; asked when the losses are known, and told to all ranks.
+            tell: what this rank has to tell the others, under the same names on all ranks; asked when the losses are
+                known.
 
         Raises:
             DataError: some rank met a broken example and `on_error` is `raise`.
@@ -108,9 +116,10 @@ class Stepper:
             self._backward(step, micro, counts, health, last=number == len(micros) - 1)
             for number, micro in enumerate(micros)
         ]
-        losses, stop = self._reduce(step, micros, sums, counts, must_stop())
+        self.gradients.sum_shares()
+        losses, told = self._reduce(step, micros, sums, counts, tell())
         grad_norm = self._update(step)
-        return StepResult(losses, grad_norm, lr, broken, stop)
+        return StepResult(losses, grad_norm, lr, broken, told)
 
     def _on_device(self, micro: MicroBatch) -> MicroBatch:
         device = self.accelerator.device
@@ -118,8 +127,7 @@ class Stepper:
 
     def _global_counts(self, micros: Sequence[MicroBatch]) -> tuple[dict[str, float], int, int]:
         """Counts of every part, of broken examples and of refused micro-batches, over all micro-batches and ranks."""
-        objective = self.accelerator.unwrap_model(self.model)
-        local = [objective.counts(micro.batches) for micro in micros]
+        local = [self.objective.counts(micro.batches) for micro in micros]
         names = list(local[0])
         totals = [float(sum(counts[name] for counts in local)) for name in names]
         faults = [float(sum(len(m.broken) for m in micros)), float(sum(m.refused is not None for m in micros))]
@@ -148,7 +156,7 @@ class Stepper:
         waits = contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
         with waits:
             loss: Loss = self.model(micro.batches)
-            # DistributedDataParallel takes the mean over ranks; the counts already are global.
+            # DistributedDataParallel and fully_shard take the mean over ranks; the counts already are global.
             self.accelerator.backward(loss.total(counts) * self.accelerator.num_processes)
         self.biases.add(one for _, one in loss.routed)
         self.statistics.add(loss.statistics)
@@ -162,29 +170,32 @@ class Stepper:
         micros: Sequence[MicroBatch],
         losses: Sequence[Loss],
         counts: Mapping[str, float],
-        stop: bool,
-    ) -> tuple[dict[str, float], bool]:
-        """Means over all ranks, and whether some rank must stop.
+        tells: Mapping[str, float],
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Means over all ranks, and the sums of what they tell.
 
         Raises TrainError, on every rank, if one of the means is not finite.
         """
         parts = losses[0].parts
         sums = {name: torch.stack([loss.parts[name].sum for loss in losses]).sum() for name in parts}
-        *values, stopping = self._sum([*sums.values(), float(stop)])
+        totals = self._sum([*sums.values(), *map(float, tells.values())])
+        values, told = totals[: len(sums)], totals[len(sums) :]
         means = {name: v / counts[name] for name, v in zip(sums, values, strict=True) if counts[name]}
         means["total"] = sum(parts[name].weight * mean for name, mean in means.items())
         if not math.isfinite(means["total"]):
             found = gather_messages(_culprits(micros, losses)) or ["the sum of all parts"]
             raise TrainError(f"step {step + 1}: the loss is not finite in {'; '.join(found)}; nothing was updated")
-        return means, stopping > 0
+        return means, dict(zip(tells, told, strict=True))
 
     def _update(self, step: int) -> float | None:
         """Clip and update; the norm before clipping, or null where the scaler met an overflow and skips the update."""
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm or math.inf)
-        grad_norm = float(norm)
+        self.accelerator.unscale_gradients()
+        grad_norm = float(self.gradients.clip(self.config.clip_norm or math.inf))
         finite = math.isfinite(grad_norm)
         if not finite and self.accelerator.scaler is None:
             raise TrainError(f"step {step + 1}: the gradient is not finite although the loss is; nothing was updated")
+        if self.accelerator.scaler is not None and self.gradients.spread:
+            agree_on_overflow(self.accelerator.scaler, self.optimizer)
         self.optimizer.step()
         refresh_expert_copies(self.model)
         if finite:

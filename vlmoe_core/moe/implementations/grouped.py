@@ -9,10 +9,10 @@ from torch import Tensor
 from vlmoe_core.moe.experts import Linear
 from vlmoe_core.moe.operator import expert_ffn
 from vlmoe_core.moe.order import order_of
-from vlmoe_core.moe.plan import RoutingPlan
+from vlmoe_core.moe.plan import Assignment
 
 
-def run(x_TD: Tensor, plan: RoutingPlan, up: Linear, down: Linear, dropout_CH: Tensor | None) -> Tensor:
+def run(x_TD: Tensor, plan: Assignment, up: Linear, down: Linear, dropout_CH: Tensor | None) -> Tensor:
     """The weighted sum over each token's kept choices: (T, D) -> (T, D)."""
     order = order_of(plan)
     save = torch.is_grad_enabled()

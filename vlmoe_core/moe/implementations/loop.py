@@ -8,12 +8,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlmoe_core.moe.experts import ExpertNorm, Linear
-from vlmoe_core.moe.plan import RoutingPlan
+from vlmoe_core.moe.plan import Assignment
 
 
 def run(
     x_TD: Tensor,
-    plan: RoutingPlan,
+    plan: Assignment,
     up: Linear,
     down: Linear,
     dropout_CH: Tensor | None,

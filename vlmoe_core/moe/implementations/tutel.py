@@ -1,38 +1,43 @@
 """Experts between the encode and decode kernels of Tutel (arXiv 2206.03382), an optional package; the plan is ours.
 
-Shapes: T tokens, D width, E experts, K choices of a token, C places of an expert; O and I are the output and input
-width of a linear map.
+Shapes: T tokens, D width, E experts, K choices of a token, C places of an expert, P processes that share the experts,
+L = E / P experts of one; O and I are the output and input width of a linear map.
 
-Tutel is used on one process: no all-to-all, no router, no loss of its own, and so none of the environment variables
-that change its layer. Its kernels compute in float32, on a CPU also in float64. Tokens of bfloat16 and float16 are
-carried as float32: encode only copies, so this is exact, and decode rounds once, after the weighted sum. The products
-between have the dtype of the tokens. float64 on a GPU is refused: Tutel's own dispatcher would round it unsaid.
+Tutel's router and its losses are not used, and so none of the environment variables that change its layer; SKIP_A2A,
+which would leave the tokens where they are, is refused. Its kernels compute in float32, on a CPU also in float64.
+Tokens of bfloat16 and float16 are carried as float32: encode only copies, so this is exact, and decode rounds once,
+after the weighted sum. The products between have the dtype of the tokens. float64 on a GPU is refused: Tutel's own
+dispatcher would round it unsaid.
 
 The two autograd functions are called without that dispatcher, which keeps kernels and a vector of ones on its class in
 the dtype of the first call: after one call in float16 those in float32 fail, or on a GPU read wrong bytes.
 
 On a GPU Tutel compiles its kernels at the first call (it needs nvcc) and runs them on the default stream.
+
+Where processes share the experts, all C places of an expert travel by Tutel's `all_to_all_single`, empty ones included.
+Its `all_to_all` is left alone: the backward pass of that one takes the group of all processes, whatever the group.
 """
 
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
 from vlmoe_core.errors import RecipeError
 from vlmoe_core.moe.experts import Linear
-from vlmoe_core.moe.plan import RoutingPlan
+from vlmoe_core.moe.plan import Assignment
 
 _COMMIT = "82af7aad"
 _LARGEST_INDEX = 2**31 - 1
 
 
-def run(x_TD: Tensor, plan: RoutingPlan, up: Linear, down: Linear, dropout_CH: None = None) -> Tensor:
+def run(x_TD: Tensor, plan: Assignment, up: Linear, down: Linear, dropout_CH: None = None) -> Tensor:
     """All experts at once, each over its C places, empty ones included; there is no dropout.
 
     x_TD (T, D) -> the weighted sum of each token's kept choices (T, D). C is the plan's capacity; a dropless plan has
@@ -41,23 +46,63 @@ def run(x_TD: Tensor, plan: RoutingPlan, up: Linear, down: Linear, dropout_CH: N
     Raises:
         RecipeError: Tutel is not installed, or its kernels lack the dtype, the device or the size.
     """
-    # The compiler can't look into the kernels: a compiled graph breaks here. Decorating would load it at import.
+    return _called(_alone, x_TD, plan, up, down)
+
+
+def run_in_group(x_TD: Tensor, plan: Assignment, up: Linear, down: Linear, group: dist.ProcessGroup) -> Tensor:
+    """The same with the experts of all processes of a group, `up` and `down` being those of this one.
+
+    C is that of the busiest expert of any process, with a capacity too: each layer waits once for the device and for
+    the others. All processes of the group call it, with tokens or without.
+
+    Raises:
+        RecipeError: as `run`, or Tutel is told to leave out its exchange.
+    """
+    return _called(_in_group, x_TD, plan, up, down, group)
+
+
+def _called(compute: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """What `compute` returns. The compiler can't look into the kernels: a compiled graph breaks here."""
+    # Decorating would load the compiler at import.
     disable: Any = torch.compiler.disable
-    compute = disable(_tutel) if torch.compiler.is_compiling() else _tutel
-    y_TD: Tensor = compute(x_TD, plan, up, down)
+    y_TD: Tensor = (disable(compute) if torch.compiler.is_compiling() else compute)(*arguments)
     return y_TD
 
 
-def _tutel(x_TD: Tensor, plan: RoutingPlan, up: Linear, down: Linear) -> Tensor:
-    package = _package()
+def _alone(x_TD: Tensor, plan: Assignment, up: Linear, down: Linear) -> Tensor:
+    capacity = int(_busiest(plan)) if plan.capacity is None else plan.capacity
+    return _tutel(x_TD, plan, capacity, partial(_experts, up=up, down=down))
+
+
+def _in_group(x_TD: Tensor, plan: Assignment, up: Linear, down: Linear, group: dist.ProcessGroup) -> Tensor:
+    capacity = int(_net().simple_all_reduce(_busiest(plan), group=group, op=dist.ReduceOp.MAX))
+    return _tutel(x_TD, plan, capacity, partial(_experts_of, up=up, down=down, group=group))
+
+
+def _tutel(x_TD: Tensor, plan: Assignment, capacity: int, compute: Callable[[Tensor], Tensor]) -> Tensor:
+    """Tutel's kernels around `compute`, which takes all places (E, C, D) to their outputs."""
+    package = _package("tutel.impls.fast_dispatch")
     dtype = carrier_dtype(x_TD.dtype, x_TD.device.type)
-    dispatch = _dispatch_of(plan, x_TD, dtype)
-    shape_ECD = (plan.num_experts, dispatch.capacity, x_TD.shape[1])
+    dispatch = _dispatch_of(plan, capacity, x_TD, dtype)
+    shape_ECD = (plan.num_experts, capacity, x_TD.shape[1])
     rows = package.GatingEncoder.apply(dispatch, x_TD.to(dtype).contiguous())
-    hidden_ECH = F.gelu(_linear(rows.view(shape_ECD).to(x_TD.dtype), up))
-    out_ECD = _linear(hidden_ECH, down).to(dtype).contiguous()
+    out_ECD = compute(rows.view(shape_ECD).to(x_TD.dtype)).to(dtype).contiguous()
     y_TD: Tensor = package.GatingDecoder.apply(dispatch, out_ECD, *_columns(plan.weight_TK, dtype))
     return y_TD.to(x_TD.dtype)
+
+
+def _experts_of(x_ECD: Tensor, up: Linear, down: Linear, group: dist.ProcessGroup) -> Tensor:
+    """The outputs at all places of this process (E, C, D), computed by the processes of the group."""
+    net, processes, (_, capacity, dim) = _net(), group.size(), x_ECD.shape
+    rows_PLCD = net.all_to_all_single(x_ECD, group).view(processes, -1, capacity, dim)
+    out_LND = _experts(rows_PLCD.transpose(0, 1).flatten(1, 2), up, down)
+    out_PLCD = out_LND.view(-1, processes, capacity, dim).transpose(0, 1)
+    out_ECD: Tensor = net.all_to_all_single(out_PLCD.flatten(0, 1), group)
+    return out_ECD
+
+
+def _experts(x_ECI: Tensor, up: Linear, down: Linear) -> Tensor:
+    return _linear(F.gelu(_linear(x_ECI, up)), down)
 
 
 def _linear(x_ECI: Tensor, weights: Linear) -> Tensor:
@@ -104,9 +149,8 @@ class _Dispatch:
     func_bwd_gate: Callable[..., None]
 
 
-def _dispatch_of(plan: RoutingPlan, x_TD: Tensor, dtype: torch.dtype) -> _Dispatch:
+def _dispatch_of(plan: Assignment, capacity: int, x_TD: Tensor, dtype: torch.dtype) -> _Dispatch:
     tokens, dim = x_TD.shape
-    capacity = _busiest(plan) if plan.capacity is None else plan.capacity
     _refuse_large(plan.num_experts * capacity, tokens, dim)
     forward, backward_data, backward_gate = _kernels(dtype, x_TD.is_cuda)
     return _Dispatch(
@@ -124,10 +168,10 @@ def _dispatch_of(plan: RoutingPlan, x_TD: Tensor, dtype: torch.dtype) -> _Dispat
     )
 
 
-def _busiest(plan: RoutingPlan) -> int:
-    """Places that hold every kept choice, at least 1."""
-    taken_TK = (plan.slot_TK + 1).masked_fill(~plan.kept_TK, 0)
-    return max(1, int(taken_TK.max())) if taken_TK.numel() else 1
+def _busiest(plan: Assignment) -> Tensor:
+    """() places that hold every kept choice, at least 1."""
+    taken_N = (plan.slot_TK + 1).masked_fill(~plan.kept_TK, 0).reshape(-1)
+    return torch.cat([taken_N, taken_N.new_ones(1)]).amax()
 
 
 def _columns(values_TK: Tensor, dtype: torch.dtype) -> list[Tensor]:
@@ -144,10 +188,21 @@ def _refuse_large(places: int, tokens: int, dim: int) -> None:
         )
 
 
-def _package() -> Any:
-    """Tutel's module of encode and decode."""
+def _net() -> Any:
+    """Tutel's module of communication, which asks SKIP_A2A once, when it is imported."""
+    net = _package("tutel.net")
+    if _package("tutel.impls.communicate").TUTEL_SKIP_A2A:
+        raise RecipeError(
+            "experts: tutel would leave the tokens where they are, as the environment has SKIP_A2A: unset it, or use "
+            "'experts: grouped'"
+        )
+    return net
+
+
+def _package(name: str) -> Any:
+    """A module of Tutel."""
     try:
-        return importlib.import_module("tutel.impls.fast_dispatch")
+        return importlib.import_module(name)
     except ImportError as error:
         raise RecipeError(
             f"experts: tutel needs the package tutel, which can't be imported ({error}): use 'experts: grouped', or "

@@ -10,18 +10,36 @@ from typing import Any
 import pytest
 import torch
 
-from tests.benchmarks import common, loader, moe_layer, peers, pretrain_step, route_trace, startup
+from tests.benchmarks import (
+    collectives,
+    common,
+    expert_parallel,
+    loader,
+    moe_layer,
+    peers,
+    predicted_step,
+    pretrain_step,
+    route_trace,
+    startup,
+)
 from tests.benchmarks.workload import CAPTIONS_OF_LENGTH, caption_lengths, make_batch, make_model, num_tokens
 from vlmoe_core.errors import UsageError
+from vlmoe_core.moe.plan import make_plan
 
 
 def run_quick(module: ModuleType, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     """What the module prints with --quick --json."""
-    common.run(module.__doc__, module.measure, ["--quick", "--json"])
-    figures: dict[str, Any] = json.loads(capsys.readouterr().out)
+    figures = json_of(module, capsys)
     assert figures["bounds"] == module.BOUNDS
     assert set(module.BOUNDS) < set(figures)
     assert all(value > 0 for name, value in figures.items() if name.endswith(("_s", "over_dense", "over_padded")))
+    return figures
+
+
+def json_of(module: ModuleType, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """What the module prints with --quick --json."""
+    common.run(module.__doc__, module.measure, ["--quick", "--json"])
+    figures: dict[str, Any] = json.loads(capsys.readouterr().out)
     return figures
 
 
@@ -73,6 +91,62 @@ def test_torchscale_reads_the_same_words_and_does_not_look_at_padding() -> None:
     real = 65 + 5
     assert states.shape == (2, 65 + 64, config.dim)
     torch.testing.assert_close(states[0, :real], same[0, :real])
+
+
+def test_expert_parallel(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = run_quick(expert_parallel, capsys)
+    seconds = figures["seconds"]
+    for name, (above, below) in expert_parallel.RATIOS.items():
+        assert figures[name] == pytest.approx(seconds[f"{above}_s"] / seconds[f"{below}_s"], rel=0.05)
+        assert figures["spread"][name][0] <= figures[name] <= figures["spread"][name][1]
+    assert 0.5 <= figures["busier"] <= 1
+    assert 1 <= figures["wire_overhead"] <= 1.1 and 1 <= figures["wire_overhead_top2"] <= 1.1
+    assert figures["wire_over_merged_top2"] >= figures["wire_overhead_top2"]
+    assert 0 < figures["begin_share"] < 1
+
+
+def test_the_full_expert_parallel_step_has_16_experts_in_every_second_block() -> None:
+    config = expert_parallel.make_config(expert_parallel.FULL, top_k=2)
+    assert config.sparse_layers("vision") == config.sparse_layers("text") == (1, 3)
+    for moe in config.pools.values():
+        assert (moe.num_experts, moe.top_k, moe.capacity_factor) == (16, 2, None)
+
+
+def test_a_token_whose_two_experts_are_on_one_process_is_counted_once() -> None:
+    logits_TE = torch.tensor([[0.0, 0, 9, 8], [9, 0, 0, 8], [9, 8, 0, 0], [0, 0, 9, 8]])
+    plan = make_plan(logits_TE, logits_TE, top_k=2, weights="gate", priority="position", capacity=1, noise_std=0.0)
+    assert plan.kept_TK.tolist() == [[True, True], [True, False], [False, True], [False, False]]
+    assert expert_parallel.process_TK(plan).tolist() == [[1, 1], [0, 1], [0, 0], [1, 1]]
+    assert [expert_parallel._processes_elsewhere(plan, rank) for rank in (0, 1)] == [1, 2]
+
+
+def test_collectives(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = json_of(collectives, capsys)
+    assert figures["bounds"] == {}
+    for name in collectives.SENT:
+        assert figures[f"{name}_2_gb_s"] > 0
+        assert {f"{name}_2_alpha_us", f"{name}_2_error"} < set(figures)
+
+
+def test_a_line_through_calls_counts_each_size_alike() -> None:
+    line = collectives.fit([0, 1e6, 1e9], [2e-3, 2e-3 + 1e-3, 2e-3 + 1.0])
+    assert [line.alpha, line.beta] == pytest.approx([2e-3, 1e-9])
+    assert line.error == pytest.approx(0, abs=1e-9)
+    shares = collectives.fit([0, 1e9], [1.0, 3.0])
+    assert [shares.alpha, shares.beta] == pytest.approx([1.0, 2e-9])
+
+
+def test_predicted_step(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = json_of(predicted_step, capsys)
+    measured, predicted = figures["measured_s"], figures["predicted_s"]
+    assert predicted["alone"] == pytest.approx(measured["alone"], abs=2e-4)
+    for name in ("dp2", "ep2"):
+        assert figures[f"{name}_error"] == pytest.approx(predicted[name] / measured[name] - 1, abs=0.01)
+        assert sum(figures["parts_s"][name].values()) == pytest.approx(predicted[name], abs=1e-3)
+    assert (
+        figures["parts_s"]["dp2"]["exchange inside a node"] == 0 < figures["parts_s"]["ep2"]["exchange inside a node"]
+    )
+    assert 1 <= figures["constants"]["busier"] <= 2
 
 
 def test_loader(capsys: pytest.CaptureFixture[str]) -> None:

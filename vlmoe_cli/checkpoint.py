@@ -1,4 +1,5 @@
-"""`vlmoe checkpoint inspect | verify`: what a checkpoint holds, and whether it is still what was written."""
+"""`vlmoe checkpoint inspect | verify | reshard`: what a checkpoint holds, whether it is still what was written, and the
+same in other files."""
 
 import time
 from pathlib import Path
@@ -8,14 +9,17 @@ import typer
 
 from vlmoe_cli.options import JsonOption, examples, group
 from vlmoe_cli.output import Output
+from vlmoe_cli.units import BYTES, one
 
 if TYPE_CHECKING:
     from vlmoe_core.checkpoint.summary import Summary
 
 app = group(
-    help="Look into a checkpoint, and check it.",
+    help="Look into a checkpoint, check it, cut it anew.",
     epilog=examples(
-        "vlmoe checkpoint inspect runs/quickstart-pretrain", "vlmoe checkpoint verify runs/quickstart-pretrain"
+        "vlmoe checkpoint inspect runs/quickstart-pretrain",
+        "vlmoe checkpoint verify runs/quickstart-pretrain",
+        "vlmoe checkpoint reshard runs/quickstart-pretrain moved --world 8 --expert 4",
     ),
 )
 
@@ -63,6 +67,51 @@ def verify(path: PathArgument, json: JsonOption = False) -> None:
         raise CheckpointError(
             f"{folder} is damaged in {len(broken)} of {len(reports)} places: {first}; use another one"
         )
+
+
+@app.command(
+    epilog=examples(
+        "vlmoe checkpoint reshard runs/quickstart-pretrain moved",
+        "vlmoe checkpoint reshard runs/base-32e moved --world 64 --expert 32",
+        "vlmoe checkpoint reshard hf-hub:ORG/NAME moved --max-shard-size 500MB",
+    )
+)
+def reshard(
+    path: PathArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that is new or empty.", show_default=False)],
+    world: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Cut it as so many processes would have written it.")
+    ] = 1,
+    expert: Annotated[
+        int, typer.Option(min=1, metavar="P", help="So many of them share the experts: parallel.expert.")
+    ] = 1,
+    max_shard_size: Annotated[
+        str, typer.Option(metavar="SIZE", help="A file is cut before it grows beyond this: 500MB, 2GB.")
+    ] = "1GiB",
+    json: JsonOption = False,
+) -> None:
+    """Copy a checkpoint into other files, the tensors bit for bit. Any number of processes resumes from either."""
+    from dataclasses import asdict
+
+    from vlmoe_core.checkpoint.locate import resolve
+    from vlmoe_core.checkpoint.reshard import Cut
+    from vlmoe_core.checkpoint.reshard import reshard as run_reshard
+    from vlmoe_core.hub.export.request import bytes_of
+
+    source = resolve(path)
+    written = run_reshard(source, out, Cut(world, expert, bytes_of(max_shard_size)))
+    output = Output(json)
+    output.record(
+        {
+            "checkpoint": out,
+            "from": source,
+            "step": written.step,
+            "processes": f"{world}, of which {expert} share the experts" if expert > 1 else world,
+            "files": f"{written.files} of tensors, {one(written.bytes, BYTES)}",
+            "read back": f"{written.tensors:,} tensors, the same bit by bit",
+        }
+    )
+    output.data({"path": str(out), "source": str(source), "world": world, "expert": expert} | asdict(written))
 
 
 def _facts(summary: "Summary") -> dict[str, object]:

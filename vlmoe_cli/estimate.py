@@ -7,14 +7,16 @@ import typer
 
 from vlmoe_cli.options import JsonOption, RecipeArgument, SetOption
 from vlmoe_cli.output import Output, Row
+from vlmoe_cli.rehearsing import arranged, holding_rows, wire_rows
 from vlmoe_cli.units import BYTES, COUNTS, OPERATIONS, aligned, column, one
 
 if TYPE_CHECKING:
     from vlmoe_core.analysis.estimate.estimate import Estimate
+    from vlmoe_core.analysis.estimate.rehearsal import Rehearsal
 
 EXAMPLES = (
     "vlmoe estimate quickstart/pretrain",
-    "vlmoe estimate my.yaml --devices 8 --tflops 150",
+    "vlmoe estimate my.yaml --world 8 --tflops 150",
     "vlmoe estimate my.yaml --set train.precision=bf16 --json",
 )
 
@@ -31,7 +33,14 @@ def estimate(
             show_default=False,
         ),
     ] = None,
-    devices: Annotated[int, typer.Option(min=1, help="Devices that share a step.")] = 1,
+    world: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Devices that share a step, and the model as `parallel` says; without it one that holds everything.",
+            show_default=False,
+        ),
+    ] = None,
     on: Annotated[str, typer.Option(metavar="gpu|cpu", help="Kind of device whose memory is estimated.")] = "gpu",
     labels: Annotated[
         int | None,
@@ -54,7 +63,7 @@ def estimate(
         raise UsageError(f"--on {on}: say gpu or cpu")
     out = Output(json)
     planned = load_planned_recipe(recipe, set_ or ())
-    found = estimate_run(planned.loaded.recipe, Machine("gpu" if on == "gpu" else "cpu", devices, tflops), labels)
+    found = estimate_run(planned.loaded.recipe, Machine("gpu" if on == "gpu" else "cpu", world, tflops), labels)
     out.data({"recipe": planned.loaded.name, "start": planned.start, **found.as_json()})
     if not json:
         _print(out, found, planned.loaded.recipe.train.steps, planned.start)
@@ -64,11 +73,23 @@ def _print(out: Output, found: "Estimate", steps: int, start: str | None) -> Non
     out.table(_parameter_rows(found), "parameters (exact)")
     out.table(_flop_rows(found), f"\noperations of one example in training ({found.flops_how})")
     out.table(_routing_rows(found), "\ntokens of an expert in one micro-batch (exact, were all experts alike)")
-    out.table(_memory_rows(found), f"\nmemory of one {found.memory.device.upper()}")
+    if found.rehearsal is not None:
+        out.table(holding_rows(found.rehearsal), f"\n{_several(found.rehearsal)} (exact)")
+    out.table(_memory_rows(found), f"\nmemory of one {found.memory.device.upper()}{_of(found.rehearsal)}")
+    if found.rehearsal is not None:
+        out.table(wire_rows(found.rehearsal), "\nsent by one device in a step")
     out.record(dict(_whole_run(found, steps)), "\nthe whole run")
     out.record({str(n): line for n, line in enumerate(found.not_counted, 1)}, "\nnot counted")
     assumed = (*found.otherwise, *([start] if start else []))
     out.record({str(n): line for n, line in enumerate(assumed, 1)}, "\ntaken to be so")
+
+
+def _several(found: "Rehearsal") -> str:
+    return f"{found.size} devices: {arranged(found)}"
+
+
+def _of(found: "Rehearsal | None") -> str:
+    return "" if found is None else f" of {found.size} (rank 0)"
 
 
 def _parameter_rows(found: "Estimate") -> list[Row]:
@@ -123,7 +144,7 @@ def _memory_rows(found: "Estimate") -> list[Row]:
         "weights": (memory.weights, "exact"),
         "low-precision copies of experts": (memory.copies, "exact"),
         "AdamW's moments": (memory.moments, "exact"),
-        "buckets of gradients (several devices)": (memory.buckets, "modelled"),
+        "buckets of gradients (several devices)": (memory.buckets, "exact"),
         "gradients": (memory.gradients, "exact"),
     }
     steps = {
@@ -131,8 +152,14 @@ def _memory_rows(found: "Estimate") -> list[Row]:
         "kept by the encoder": [step.encoder for step, _ in both],
         "kept by sparse layers: dispatch buffers": [step.sparse for step, _ in both],
         "kept by heads and losses: logits": [step.heads for step, _ in both],
+        "kept by fully_shard: gathered weights": [step.gathered for step, _ in both],
         "PEAK": [memory.peak(checkpointed) for _, checkpointed in both],
+        "PEAK, tokens go to its experts alone": [found.worst.peak(checkpointed) for _, checkpointed in both],
     }
+    if found.rehearsal is None or found.rehearsal.shard == "none":
+        del steps["kept by fully_shard: gathered weights"]
+    if found.worst == memory:
+        del steps["PEAK, tokens go to its experts alone"]
     names, how = [*always, *steps], [*(how for _, how in always.values()), *("counted" for _ in steps)]
     values = [*([size, size] for size, _ in always.values()), *steps.values()]
     cells = column([value for pair in values for value in pair], BYTES)

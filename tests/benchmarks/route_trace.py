@@ -15,11 +15,10 @@ from functools import partial
 import torch
 
 from tests.benchmarks.common import Figures, median_ratio, medians, run, threads, timings
-from tests.benchmarks.workload import PAD, SEP, WORDS, caption_lengths, make_batch, num_tokens
+from tests.benchmarks.workload import PAD, SEP, WORDS, num_tokens, three_streams
 from vlmoe_core.analysis.routing.api import trace
 from vlmoe_core.analysis.routing.tokens import SpecialIds
 from vlmoe_core.data.batch import Batch
-from vlmoe_core.data.config import StreamName
 from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.model.encoder import Encoder
 
@@ -47,7 +46,7 @@ def measure(quick: bool = False) -> Figures:
     """The figures of the module's docstring."""
     size = QUICK if quick else FULL
     encoders = {name: _encoder(make_config(size, k)) for name, k in (("", 1), ("_top2", 2))}
-    batches = _three_streams(size, encoders[""].config)
+    batches = three_streams(encoders[""].config, size.examples)
     cases = {
         f"{form}{name}": partial(forward, encoder, batches.values())
         for name, encoder in encoders.items()
@@ -68,15 +67,6 @@ def make_config(size: Size, top_k: int) -> ModelConfig:
 def _encoder(config: ModelConfig) -> Encoder:
     torch.manual_seed(0)
     return Encoder(config, WORDS).eval()
-
-
-def _three_streams(size: Size, config: ModelConfig) -> dict[StreamName, Batch]:
-    texts = [96 + 32 * i // max(1, size.examples - 1) for i in range(size.examples)]
-    return {
-        "image": make_batch("image", config, size.examples),
-        "text": make_batch("text", config, size.examples, texts),
-        "pair": make_batch("pair", config, size.examples, caption_lengths(size.examples)),
-    }
 
 
 def _plain(encoder: Encoder, batches: Iterable[Batch]) -> None:

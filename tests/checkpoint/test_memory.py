@@ -40,6 +40,42 @@ print(peak() - before)
 """
 
 
+SHARED = """
+from vlmoe_core.moe.exchange import Exchange
+from vlmoe_core.moe.experts import Experts
+from vlmoe_core.moe.share import Share
+
+class Layer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.experts = Experts(12, 1024, 1024, init_std=1.0)
+        self.experts.keep(Share(9, 3, 12), Exchange(None))
+
+with torch.device("meta"):
+    layer = Layer()
+layer.to_empty(device="cpu")
+with torch.no_grad():
+    for parameter in layer.parameters():
+        parameter.fill_(1)
+before = peak()
+load_model_state(layer, StoredTensors(folder, "model"))
+assert all(abs(float(tensor.mean())) < 0.1 for tensor in layer.state_dict().values()), "every tensor was filled"
+print(peak() - before)
+"""
+
+
+def test_a_share_of_the_experts_takes_no_more_than_one_of_them_beyond_it(tmp_path: Path) -> None:
+    """Three of twelve experts, 24 of 96 MiB; all of them lie in one file."""
+    torch.manual_seed(0)
+    state = {f"experts.{name}.weight": torch.randn(12, 1024, 1024) for name in ("up", "down")}
+    state |= {f"experts.{name}.bias": torch.randn(12, 1024) for name in ("up", "down")}
+    write_tensors(tmp_path, "model", state, 2**30)
+    code = MEASURE[: MEASURE.index("class Model")] + SHARED
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 24 * MIB + 10 * MIB
+
+
 def test_one_shard_beyond_the_model(tmp_path: Path) -> None:
     """96 MiB: matrices, and experts that are one tensor in memory and twelve on disk."""
     torch.manual_seed(0)

@@ -3,11 +3,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmoe_core.checkpoint.names import fuse, group_experts, layer_of, split_experts
+from vlmoe_core.checkpoint.names import fuse, group_experts, layer_of
+from vlmoe_core.checkpoint.offers import offer, split
+from vlmoe_core.checkpoint.owners import make_plan
 from vlmoe_core.errors import CheckpointError
 
 PLAIN = ["embed.weight", "blocks.3.norm.bias", "experts"]
 FUSED = ["blocks.3.ffn.vision.experts.up.weight", "blocks.3.ffn.vision.experts.down.bias", "experts.gate", "experts.7"]
+
+
+def split_experts(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Names and tensors as they stand on disk."""
+    offers = offer(state)
+    make_plan("model", [offers], 100)
+    return split(state, offers)
 
 
 def fused_again(split: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

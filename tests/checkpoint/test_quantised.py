@@ -77,10 +77,18 @@ def test_a_reader_is_given_the_product_and_no_scales(tmp_path: Path) -> None:
 def test_piece_by_piece(tmp_path: Path) -> None:
     stored = written(tmp_path, tensors())
     assert shape_of(stored, FUSED) == (3, 4, 5) and stored.experts() == {FUSED: 3, "a.experts.up.bias": 3}
-    found = dict(pieces(stored, FUSED))
+    found = {piece.row: piece.tensor for piece in pieces(stored, {FUSED: (range(3), range(4), range(5))})}
     assert list(found) == [0, 1, 2]
     assert torch.equal(torch.stack(list(found.values())), stored[FUSED])
-    assert [number for number, _ in pieces(stored, "head.weight")] == [None]
+    assert [piece.row for piece in pieces(stored, {"head.weight": (range(2), range(6))})] == [None]
+
+
+def test_a_part_of_a_tensor_has_the_scales_of_its_channels(tmp_path: Path) -> None:
+    stored = written(tmp_path, tensors())
+    (expert,) = pieces(stored, {FUSED: (range(1, 2), range(2, 4), range(3))})
+    assert expert.row == 0 and torch.equal(expert.tensor, stored[FUSED][1, 2:4, :3])
+    (rows,) = pieces(stored, {"head.weight": (range(1, 2), range(6))})
+    assert torch.equal(rows.tensor, stored["head.weight"][1:])
 
 
 def test_a_tied_tensor_is_written_once_and_quantised_under_both_names(tmp_path: Path) -> None:

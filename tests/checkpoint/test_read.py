@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.checkpoint.conftest import Sparse
+from vlmoe_core.checkpoint.layout import latest_checkpoint
 from vlmoe_core.checkpoint.manifest import FORMAT, dump_json, read_manifest, write_manifest
-from vlmoe_core.checkpoint.read import read_checkpoint, read_latest
+from vlmoe_core.checkpoint.read import read_checkpoint, read_newest
 from vlmoe_core.checkpoint.state import RunState
 from vlmoe_core.checkpoint.write import write_checkpoint
 from vlmoe_core.errors import CheckpointError
@@ -248,19 +249,18 @@ def test_renamed_step_is_refused_but_a_copy_may_have_any_name(checkpoint: Path) 
         read_checkpoint(checkpoint.rename(checkpoint.with_name("step-00000200")))
 
 
-def test_read_latest_never_passes_over_a_damaged_one(save: Callable[[int], Path]) -> None:
+def test_a_damaged_checkpoint_is_never_passed_over(save: Callable[[int], Path]) -> None:
     earlier, newest = save(100), save(200)
     run = newest.parent.parent
-    latest = read_latest(run)
-    assert latest is not None and latest.path == newest
+    assert latest_checkpoint(run) == newest == read_newest(newest).path
     flip(first_shard(newest), -1)
     with pytest.raises(CheckpointError, match=f"step-00000200.*--resume {earlier}"):
-        read_latest(run)
+        read_newest(newest)
     shutil.rmtree(earlier)
     with pytest.raises(CheckpointError, match="--overwrite"):
-        read_latest(run)
+        read_newest(newest)
     shutil.rmtree(newest)
-    assert read_latest(run) is None
+    assert latest_checkpoint(run) is None
 
 
 def test_state_keeps_every_number(tmp_path: Path) -> None:

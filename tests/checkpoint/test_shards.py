@@ -5,7 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vlmoe_core.checkpoint.shards import plan_shards, write_tensors
+from vlmoe_core.checkpoint.owners import plan_shards
+from vlmoe_core.checkpoint.shards import write_tensors
 from vlmoe_core.checkpoint.stored import StoredTensors
 from vlmoe_core.errors import CheckpointError
 

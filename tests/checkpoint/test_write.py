@@ -204,5 +204,9 @@ def test_only_one_shard_more_in_memory(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(torch.Tensor, "clone", counted)
     monkeypatch.setattr(shards, "save_file", measured)
-    shards.write_tensors(tmp_path, "model", {f"t{i}": torch.ones(10) for i in range(9)}, 100)
+    rows = torch.ones(9, 10)
+    shards.write_tensors(tmp_path, "views", {f"t{i}": row for i, row in enumerate(rows)}, 100)
     assert held == [80, 80, 80, 80, 40]
+    held.clear()
+    shards.write_tensors(tmp_path, "own", {f"t{i}": torch.ones(10) for i in range(9)}, 100)
+    assert held == [0] * 5, "what lies in memory as it does in the file is not copied"

@@ -76,3 +76,51 @@ def test_nothing_there_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFi
     assert "no checkpoint at" in capsys.readouterr().err
     assert vlmoe("verify", tmp_path) == 2
     assert "holds no checkpoint" in capsys.readouterr().err
+
+
+def test_reshard_writes_a_copy_that_is_verified(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert vlmoe("reshard", run, tmp_path / "moved", "--world", 4, "--expert", 2) == 0
+    out = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+    assert lines["from"].endswith("step-00000020") and lines["step"].endswith("20")
+    assert lines["processes"].endswith("4, of which 2 share the experts")
+    assert lines["read"].endswith("5 tensors, the same bit by bit")
+    assert vlmoe("verify", tmp_path / "moved") == 0
+    assert len(list((tmp_path / "moved").glob("model-*.safetensors"))) == 4
+
+
+def test_reshard_json(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert vlmoe("reshard", run, tmp_path / "moved", "--max-shard-size", "60", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["path"], found["step"], found["tensors"], found["bytes"]) == (str(tmp_path / "moved"), 20, 5, 156)
+    assert found["files"] == len(list((tmp_path / "moved").glob("*.safetensors"))) == 3
+    assert found["source"] == str(run / "checkpoints" / "step-00000020")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--world", "4", "--expert", "3"), "--expert 3 must divide --world 4"),
+        (("--expert", "2"), "these sizes fit: 1"),
+        (("--max-shard-size", "much"), "--max-shard-size much: give a size such as 500MB"),
+        (("--world", "0"), "--world"),
+    ],
+)
+def test_reshard_refuses_options(
+    run: Path, tmp_path: Path, options: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert vlmoe("reshard", run, tmp_path / "moved", *options) == 2
+    printed = capsys.readouterr()
+    assert words in printed.err and "Traceback" not in printed.err
+    assert not (tmp_path / "moved").exists()
+
+
+def test_reshard_refuses_places(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert vlmoe("reshard", tmp_path / "nowhere", tmp_path / "moved") == 2
+    assert "no checkpoint at" in capsys.readouterr().err
+    assert vlmoe("reshard", run, run) == 2
+    assert "is there already and not empty" in capsys.readouterr().err
+    path = shard(run, 20)
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    assert vlmoe("reshard", run, tmp_path / "moved") == 1
+    assert path.name in capsys.readouterr().err and not (tmp_path / "moved").exists()

@@ -46,14 +46,16 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object, st
 
 
 def test_tables(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = run(capsys, "my.yaml", "--devices", "2", "--tflops", "1")
+    code, out, err = run(capsys, "my.yaml", "--world", "2", "--tflops", "1")
     assert (code, err) == (0, "")
     assert out.startswith("parameters (exact)\n")
     titles = [line for line in out.splitlines() if line and out.split(line)[0].endswith("\n\n")]
     assert [title.split(" (")[0] for title in titles] == [
         "operations of one example in training",
         "tokens of an expert in one micro-batch",
-        "memory of one GPU",
+        "2 devices: 2 replicas, shard none",
+        "memory of one GPU of 2",
+        "sent by one device in a step",
         "the whole run",
         "not counted",
         "taken to be so",
@@ -70,6 +72,24 @@ def test_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split("  ")[0] for line in operations[2:]] == [
         "forward", "heads, part of it", "backward", "recomputed", "in all",
     ]  # fmt: skip
+
+
+def test_devices_that_share_experts(capsys: pytest.CaptureFixture[str]) -> None:
+    shared = ("--set", "parallel={expert: 2, shard: full}")
+    code, out, err = run(capsys, "my.yaml", "--world", "2", *shared)
+    assert (code, err) == (0, "")
+    assert "\n2 devices: 1 replica x 2 shares of experts, shard full (exact)\n" in out
+    for line in ("the most", "the least", "tokens to experts and back", "weights gathered by fully_shard", "in all"):
+        assert f"\n{line}  " in out
+    assert "\nPEAK, tokens go to its experts alone  " in out and "\nkept by fully_shard: gathered weights  " in out
+    assert max(map(len, out.splitlines())) <= 115
+    code, out, err = run(capsys, "my.yaml", "--json", "--world", "2", *shared)
+    found = json.loads(out)["world"]
+    assert (found["size"], found["expert"], found["replicas"], found["shard"]) == (2, 2, 1, "full")
+    assert found["wire"]["even"] == sum(kind["even"] for kind in found["wire"]["kinds"])
+    assert found["peak"]["even"] < found["peak"]["one_sided"]
+    assert found["ranks"]["most"]["parameters"] > found["ranks"]["least"]["parameters"]
+    assert "the recipe shares it" in run(capsys, "my.yaml", *shared)[1]
 
 
 def test_one_document_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,7 +120,8 @@ def test_a_run_that_starts_from_one_that_is_not_there(capsys: pytest.CaptureFixt
     [
         (["absent.yaml"], "absent.yaml"),
         (["my.yaml", "--set", "model.heads=3"], "must divide dim (16)"),
-        (["my.yaml", "--devices", "3"], "2 micro-batches a step (batch.size / batch.micro) can't be dealt to 3"),
+        (["my.yaml", "--world", "3"], "2 micro-batches a step (batch.size / batch.micro) can't be dealt to 3"),
+        (["my.yaml", "--world", "2", "--set", "parallel.expert=3"], "these sizes fit: 1, 2"),
         (["my.yaml", "--labels", "5"], "--labels 5: pretraining has no labels"),
         (["my.yaml", "--on", "tpu"], "--on tpu: say gpu or cpu"),
         (["my.yaml", "--tflops", "0"], "--tflops"),

@@ -1,6 +1,7 @@
 """`vlmoe validate`."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,45 @@ def test_one_document_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
     assert states["step"] == "ok" and states["data and tokenizers"] == "not checked"
     model = next(check for check in document["checks"] if check["name"] == "model")
     assert model["parameters"] == model["active_parameters"] > 1000
+
+
+def test_a_rehearsal_of_several_processes(capsys: pytest.CaptureFixture[str]) -> None:
+    experts = ("--set", "model.moe.vision={num_experts: 4, layers: [0]}", "--set", "parallel.expert=2")
+    arguments = ("my.yaml", "--no-data", "--world", "2", "--set", "model.vl_layers=0", *experts)
+    code, out, err = run(capsys, *arguments)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert [line.split(":")[0] for line in lines[3:7]] == [
+        "ok           step", "ok           rank 0..1", "ok           step of rank 0", "ok           on the wire",
+    ]  # fmt: skip
+    assert "1 replica x 2 shares of experts, shard none" in lines[4] and "if tokens go to its experts" in lines[5]
+    assert "of tokens to experts and back" in lines[6] and "by DistributedDataParallel" in lines[6]
+    assert all(line.startswith("not checked") for line in lines[7:])
+    document = json.loads(run(capsys, *arguments, "--json")[1])
+    checks = {check["name"]: check for check in document["checks"]}
+    ranks = checks["rank 0..1"]["ranks"]
+    assert document["world"] == 2 and [one["rank"] for one in ranks] == [0, 1]
+    assert checks["step of rank 0"]["peak"] < checks["step of rank 0"]["worst_peak"]
+    assert checks["on the wire"]["even"] > 0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (("--world", "3"), "2 micro-batches a step (batch.size / batch.micro) can't be dealt to 3 processes"),
+        (("--world", "2", "--set", "parallel.expert=2"), "the model has no sparse layer"),
+    ],
+)
+def test_processes_that_do_not_fit(capsys: pytest.CaptureFixture[str], override: tuple[str, ...], message: str) -> None:
+    code, out, err = run(capsys, "my.yaml", *override)
+    assert (code, out) == (2, "") and message in err and len(err.splitlines()) == 1
+
+
+def test_the_paper_on_32_gpus_is_rehearsed_within_two_minutes(capsys: pytest.CaptureFixture[str]) -> None:
+    started = time.monotonic()
+    code, out, err = run(capsys, "paper/base-32e", "--no-data", "--world", "32", "--set", "parallel.expert=32")
+    assert (code, err) == (0, "") and time.monotonic() - started < 120
+    assert "1 replica x 32 shares of experts" in out and "built with 205,520,186 parameters each" in out
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from tests.hub.fake_hub import FakeHub
 from tests.hub.fake_repos import TOKEN
 from tests.train.support import tiny, train
 from tests.train.tasks_support import finetuned
+from vlmoe_core.checkpoint.held import Box
 from vlmoe_core.checkpoint.layout import latest_checkpoint
 from vlmoe_core.checkpoint.state import RunState
 from vlmoe_core.checkpoint.stored import StoredTensors
@@ -108,8 +109,8 @@ def test_sharded_at_any_size(run: Path, tmp_path: Path, size: int, monkeypatch: 
     largest: list[int] = []
     load = StoredTensors._load
 
-    def watched(self: StoredTensors, part: str) -> torch.Tensor:
-        tensor = load(self, part)
+    def watched(self: StoredTensors, part: str, box: Box | None = None) -> torch.Tensor:
+        tensor = load(self, part, box)
         largest.append(tensor.nbytes)
         return tensor
 

@@ -141,11 +141,15 @@ def _run(
 
 def on_ranks(ranks: int, target: Callable[..., Any], *arguments: Any) -> list[Any]:
     """What a function returns, or raises, on each of so many processes, started as torchrun starts them."""
+    return [child.answer() for child in start_ranks(ranks, target, *arguments)]
+
+
+def start_ranks(ranks: int, target: Callable[..., Any], *arguments: Any) -> list[Child]:
+    """So many processes with a function each, started as torchrun starts them."""
     shared = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     own = [{"RANK": rank, "LOCAL_RANK": rank} for rank in range(ranks)]
     environments = [{name: str(value) for name, value in (shared | mine).items()} for mine in own]
-    children = [Child(target, *arguments, environment=e | {"OMP_NUM_THREADS": "1"}) for e in environments]
-    return [child.answer() for child in children]
+    return [Child(target, *arguments, environment=e | {"OMP_NUM_THREADS": "1"}) for e in environments]
 
 
 def free_port() -> int:

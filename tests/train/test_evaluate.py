@@ -3,7 +3,9 @@
 import hashlib
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,6 +80,18 @@ def test_the_mean_is_over_all_held_out_examples(session: Session) -> None:
     assert record["loss/total"] == pytest.approx(sum(means.values()), rel=1e-6)
     positions = [session.eval_data[n].batches["text"].positions.tolist() for n in range(5)]
     assert [p for some in positions for p in some] == list(range(9))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7])
+def test_all_ranks_read_as_many_micro_batches_and_together_each_example_once(session: Session, ranks: int) -> None:
+    """9 examples in micro-batches of 2 are 5: ranks that share weights compute at the same time, if need be nothing."""
+    found = []
+    for rank in range(ranks):
+        place = SimpleNamespace(num_processes=ranks, process_index=rank)
+        found.append(list(replace(session, accelerator=place).eval_micros()))  # type: ignore[arg-type]
+    assert {len(micros) for micros in found} == {math.ceil(5 / ranks)}
+    read = [p for micros in found for micro in micros for p in micro.batches["text"].positions.tolist()]
+    assert sorted(read) == list(range(9))
 
 
 def test_the_unigram_baseline_equals_brute_force(session: Session) -> None:

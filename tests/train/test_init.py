@@ -4,12 +4,18 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
-from tests.train.support import RECIPE, tiny, train
+from tests.train.support import RECIPE, on_ranks, tiny, train
 from tests.train.tasks_support import PRETRAINING, TASKS, Notes, finetuned, same, tuned
 from vlmoe_core.checkpoint.layout import latest_checkpoint
 from vlmoe_core.checkpoint.read import Checkpoint
@@ -18,6 +24,9 @@ from vlmoe_core.checkpoint.write import write_model
 from vlmoe_core.errors import CheckpointError, RecipeError, UsageError
 from vlmoe_core.model.embeddings import resize_positions
 from vlmoe_core.model.relative import resize_relative
+from vlmoe_core.moe.exchange import Exchange
+from vlmoe_core.moe.experts import Experts
+from vlmoe_core.moe.share import Share
 from vlmoe_core.recipe.config import ModelRecipe
 from vlmoe_core.recipe.load import LoadedRecipe, dump_recipe, load_recipe
 from vlmoe_core.tasks.labels import Labels
@@ -406,3 +415,40 @@ def test_relative_tables_are_converted_with_the_positions(tmp_path: Path, positi
     assert "relative text positions extended from 24 to 30: the new ones are as the furthest" in told
     _, told = opened(tuned(tmp_path, "vqa", init=str(first)), tmp_path / "equal")
     assert not [line for line in told if "positions" in line]
+
+
+@pytest.mark.parametrize(
+    "change", [(), ("model.image_size=24", "model.max_text_length=30"), ("model.max_text_length=20",)]
+)
+def test_a_process_takes_what_it_holds(base: Path, tmp_path: Path, change: tuple[str, ...]) -> None:
+    """On four processes, two of which share the experts, with all weights cut: put together they are a single one's."""
+    loaded = tuned(tmp_path, "vqa", *change, init=str(base))
+    session, told = opened(loaded, tmp_path / "run")
+    wanted = {name: tensor.numpy() for name, tensor in session.objective.state_dict().items()}
+    for rank, (notes, found) in enumerate(on_ranks(4, started_in_parts, loaded, tmp_path / "run" / "tokenizers")):
+        assert notes == told[-len(notes) :] and found.keys() == wanted.keys()
+        experts = slice(2 * (rank % 2), 2 * (rank % 2) + 2)
+        for name, tensor in wanted.items():
+            assert np.array_equal(found[name], tensor[experts] if ".experts." in name else tensor), name
+
+
+def started_in_parts(loaded: LoadedRecipe, tokenizers: Path) -> tuple[list[str], dict[str, NDArray[np.generic]]]:
+    """For a child: what is told, and its experts with all else put together again."""
+    dist.init_process_group("gloo")
+    grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "expert"))
+    start = open_start(loaded.recipe.init)
+    assert start is not None
+    labels = obtain_tokenizers(loaded.recipe, tokenizers, Reporter(), start.tokenizers(loaded.recipe)).labels
+    objective = build_objective(loaded.recipe, None, labels)
+    for experts in [module for module in objective.modules() if isinstance(module, Experts)]:
+        experts.keep(Share(2 * grid.get_local_rank("expert"), 2, 4), Exchange(grid.get_group("expert")))
+        fully_shard(experts, mesh=grid["data"])
+    fully_shard(objective, mesh=init_device_mesh("cpu", (4,)))
+    told = start_from(objective, start, loaded.recipe, labels)
+    whole = {
+        name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).numpy()
+        for name, tensor in objective.state_dict().items()
+    }
+    dist.barrier()
+    dist.destroy_process_group()
+    return told, whole

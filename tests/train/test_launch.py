@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -56,6 +57,27 @@ def test_ctrl_c_ends_all_processes_with_a_checkpoint(tmp_path: Path) -> None:
     assert trained == list(range(1, last + 1)) and 4 <= last < 2000
 
 
+def test_a_killed_process_ends_the_run_with_one_last_line(tmp_path: Path) -> None:
+    """The launcher waits for none that was asked to end: ten minutes are for a checkpoint after Ctrl-C."""
+    recipe, run = texts_only(tmp_path, steps=2000), tmp_path / "run"
+    command = [sys.executable, "-m", "vlmoe_cli", "pretrain", str(recipe), "--out", str(run), "--num-processes", "2"]
+    command += ["--set", "parallel.expert=2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, text=True, env=ENVIRONMENT, **pipes)  # type: ignore[call-overload]
+    wait_for(run / "checkpoints" / "step-00000004", process)
+    ranks = {child.environ().get("RANK"): child for child in psutil.Process(process.pid).children()}
+    ranks["1"].kill()
+    killed = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - killed < 60 and process.returncode == 1, errors
+    assert "Traceback" not in errors and "internal error" not in errors
+    lines = errors.strip().splitlines()
+    assert lines[-1].startswith("error: process 1 (of 2, counted from 0) was ended by SIGKILL"), errors
+    assert lines[-1].endswith("--resume auto, on any number of processes that fits")
+    assert any(line.startswith("error: process 0 (of 2, counted from 0) can't go on: ") for line in lines), errors
+    assert not ranks["0"].is_running()
+
+
 def test_torchrun_trains_one_run_on_two_processes(tmp_path: Path) -> None:
     recipe, run = texts_only(tmp_path, steps=2), tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
@@ -88,4 +110,4 @@ def test_processes_that_would_train_alone_are_refused(monkeypatch: pytest.Monkey
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("vlmoe_core.train.parallel.meets_on_cpu", lambda: False)
     with pytest.raises(TrainError, match=r"2 processes were started \(WORLD_SIZE\), but each would train alone"):
-        build_accelerator(TrainConfig(steps=1), 4, str(tmp_path))
+        build_accelerator(TrainConfig(steps=1), 4)

@@ -60,7 +60,9 @@ def test_copies_are_refreshed_after_each_step_and_after_loading(
     assert_copies_are_fresh(session)
     steps(session, 2)
     assert_copies_are_fresh(session)
-    Trainer(session, Reporter())._save()
+    trainer = Trainer(session, Reporter())
+    trainer._save()
+    trainer.saving.finish()
     saved = [linear.weight.clone() for linear in expert_weights(session)]
     again = opened(loaded, run, "auto")
     for linear, weight in zip(expert_weights(again), saved, strict=True):

@@ -22,7 +22,8 @@ from tests.train.support import (
     tiny,
     train,
 )
-from vlmoe_core.checkpoint.read import read_latest
+from vlmoe_core.checkpoint.layout import latest_checkpoint
+from vlmoe_core.checkpoint.read import Checkpoint, read_checkpoint
 from vlmoe_core.data.stream import open_streams
 from vlmoe_core.errors import RecipeError, TokenizerError
 from vlmoe_core.model.block import Block
@@ -70,6 +71,12 @@ train: {steps: 6, log_every: 1, eval_every: 3, eval_examples: 6, save_every: 2}
 STEPS = 4
 
 
+def newest_checkpoint(run: Path) -> Checkpoint:
+    newest = latest_checkpoint(run)
+    assert newest is not None
+    return read_checkpoint(newest)
+
+
 def tokenizer_recipe(folder: Path, *overrides: str) -> LoadedRecipe:
     path = folder / "vqkd.yaml"
     path.write_text(RECIPE)
@@ -79,7 +86,7 @@ def tokenizer_recipe(folder: Path, *overrides: str) -> LoadedRecipe:
 def float64_steps(loaded: LoadedRecipe, folder: Path) -> dict[str, Any]:
     """For a child: some steps in float64; losses, gradients and codes after each."""
     recipe = loaded.recipe
-    accelerator = build_accelerator(recipe.train, recipe.batch.num_micro, str(folder))
+    accelerator = build_accelerator(recipe.train, recipe.batch.num_micro)
     tokenizers = obtain_tokenizers(recipe, folder, Reporter())
     objective = build_objective(recipe, tokenizers.visual).double()
     objective.codes.quantiser.shares_K.fill_(1 / 8)  # type: ignore[union-attr, operator]
@@ -199,8 +206,7 @@ def test_the_lines_of_metrics_tell_of_the_codes(straight: Path) -> None:
 def test_the_run_is_a_tokenizer(straight: Path, tmp_path: Path) -> None:
     tokenizer = find_visual_tokenizer(str(straight))
     assert isinstance(tokenizer, VQKD)
-    checkpoint = read_latest(straight)
-    assert checkpoint is not None
+    checkpoint = newest_checkpoint(straight)
     assert torch.equal(tokenizer.codes.quantiser.codes_KF, checkpoint.model["codes.quantiser.codes_KF"])
     tokenizer.save(tmp_path / "visual")
     assert find_visual_tokenizer(str(tmp_path / "visual")).fingerprint == tokenizer.fingerprint
@@ -221,8 +227,7 @@ def test_codes_that_start_late(tmp_path: Path) -> None:
     assert [lines["train", step]["loss/commitment"] > 0 for step in (1, 2, 3, 4, 5, 6)] == [False] * 3 + [True] * 3
     assert "codes/used" not in lines["eval", 0]
     assert lines["eval", 3]["codes/used"] > 0, "evaluated with the codes that start there"
-    checkpoint = read_latest(run)
-    assert checkpoint is not None
+    checkpoint = newest_checkpoint(run)
     assert checkpoint.state.best_step in (3, 6), "what was best before had no codes"
     Child(pretrain_child, loaded, tmp_path / "straight").answer()
     assert_same_run(run, tmp_path / "straight", 6)
@@ -254,8 +259,7 @@ def test_a_model_is_pretrained_on_its_tokens(straight: Path, tmp_path: Path) -> 
     assert line["loss/mim"] == pytest.approx(np.log(8), abs=1.5)
     inside = load_visual_tokenizer(tmp_path / "run" / "tokenizers" / "visual")
     assert inside.fingerprint == find_visual_tokenizer(str(straight)).fingerprint
-    checkpoint = read_latest(tmp_path / "run")
-    assert checkpoint is not None
+    checkpoint = newest_checkpoint(tmp_path / "run")
     assert not any("visual" in name for name in checkpoint.model), "the tokenizer travels as its own files"
     assert find_visual_tokenizer(str(tmp_path / "run")).fingerprint == inside.fingerprint
 

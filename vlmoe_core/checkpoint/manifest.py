@@ -3,7 +3,7 @@
 import hashlib
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -49,9 +49,23 @@ def dump_json(value: Any) -> str:
     return json.dumps(value, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def write_manifest(folder: Path, created: int, versions: Mapping[str, str]) -> None:
-    """Record every file under `folder` in its manifest.json."""
-    files = {name: _record(folder / name) for name in listed_files(folder) if name != MANIFEST}
+def write_manifest(
+    folder: Path, created: int, versions: Mapping[str, str], known: Mapping[str, FileRecord] | None = None
+) -> None:
+    """Record every file under `folder` in its manifest.json; of those that are known only the size is looked at.
+
+    Raises:
+        CheckpointError: a file that is known is not there, or has another size.
+    """
+    known = known or {}
+    files = {name: known.get(name) or record_file(folder / name) for name in listed_files(folder) if name != MANIFEST}
+    for name, record in known.items():
+        size = (folder / name).stat().st_size if name in files else None
+        if size != record.size:
+            raise CheckpointError(
+                f"{folder / name} was written with {record.size} bytes, but the process that writes {MANIFEST} finds "
+                f"{size or 'none'}: the folder must lie on a disk that all machines of the run share"
+            )
     (folder / MANIFEST).write_text(manifest_text(Manifest(created, versions, files)), encoding="utf-8")
 
 
@@ -121,21 +135,21 @@ def problem_of(path: Path, record: FileRecord, content: bool) -> str | None:
     return None
 
 
-def check_folder(folder: Path, manifest: Manifest, content: bool) -> None:
-    """Refuse a folder that is not, file by file, what its manifest says.
+def check_folder(folder: Path, manifest: Manifest, hashed: Collection[str] = ()) -> None:
+    """Refuse a folder that is not, file by file, what its manifest says; of the files `hashed` every byte is read.
 
     Raises:
         CheckpointError: names the first file that is missing, foreign or altered.
     """
     for name, record in manifest.files.items():
-        problem = problem_of(folder / name, record, content)
-        if problem:
+        if problem := problem_of(folder / name, record, content=name in hashed):
             raise CheckpointError(f"{folder / name} {problem}; take this checkpoint from a copy, or use another one")
     for name in foreign_files(folder, manifest):
         raise CheckpointError(f"{folder / name} does not belong to this checkpoint ({MANIFEST} lacks it); remove it")
 
 
-def _record(path: Path) -> FileRecord:
+def record_file(path: Path) -> FileRecord:
+    """What a file is now; all its bytes are read."""
     header = _header_sha256(path) if path.suffix == ".safetensors" else None
     return FileRecord(path.stat().st_size, sha256(path), header)
 

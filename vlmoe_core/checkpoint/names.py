@@ -11,28 +11,16 @@ import torch
 from torch import Tensor
 
 from vlmoe_core.errors import CheckpointError
+from vlmoe_core.moe.share import Share
 
 EXPERTS = "experts"
 
 
-def split_experts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names and tensors as they stand on disk. The parts of a fused tensor are views: nothing is copied.
-
-    Raises:
-        CheckpointError: a name already has an expert's number, or the tensors of one layer differ in E.
-    """
-    split: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if _expert_of(name) is not None:
-            raise CheckpointError(f"'{name}' has an expert's number; in memory the experts are one tensor (E, ...)")
-        if layer_of(name) is None or tensor.ndim == 0:
-            split[name] = tensor
-        elif tensor.shape[0] == 0:
-            raise CheckpointError(f"'{name}' has shape {tuple(tensor.shape)}: no expert to write")
-        else:
-            split |= {expert_name(name, expert): part for expert, part in enumerate(tensor.unbind(0))}
-    group_experts(split)
-    return split
+def disk_names(name: str, share: Share | None) -> dict[str, int | None]:
+    """The names on disk of a tensor in memory, each with its row: one an expert of the share, or only its own."""
+    if share is None:
+        return {name: None}
+    return {expert_name(name, number): row for row, number in enumerate(share.numbers)}
 
 
 def fuse(tensors: list[Tensor], name: str, parts: tuple[str, ...]) -> Tensor:
@@ -48,7 +36,7 @@ def group_experts(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """
     groups: dict[str, dict[int, str]] = {}
     for name in names:
-        expert = _expert_of(name)
+        expert = expert_of(name)
         groups.setdefault(fused_name(name), {})[-1 if expert is None else expert] = name
     _check_complete(groups)
     return {fused: tuple(parts[expert] for expert in sorted(parts)) for fused, parts in groups.items()}
@@ -63,7 +51,7 @@ def expert_name(fused: str, expert: int) -> str:
 
 def fused_name(name: str) -> str:
     """The name in memory of what has this name on disk: P.experts.17.NAME -> P.experts.NAME."""
-    if _expert_of(name) is None:
+    if expert_of(name) is None:
         return name
     parts = name.split(".")
     at = parts.index(EXPERTS) + 1
@@ -76,7 +64,8 @@ def layer_of(name: str) -> str | None:
     return ".".join(parts[: parts.index(EXPERTS)]) if EXPERTS in parts[:-1] else None
 
 
-def _expert_of(name: str) -> int | None:
+def expert_of(name: str) -> int | None:
+    """The expert's number in a name on disk; None where there is none."""
     parts = name.split(".")
     if EXPERTS not in parts[:-2]:
         return None

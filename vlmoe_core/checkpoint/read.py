@@ -11,15 +11,38 @@ from vlmoe_core.checkpoint.layout import (
     RECIPE,
     STATE,
     TOKENIZERS,
-    latest_checkpoint,
-    list_checkpoints,
     step_of,
+    steps_in,
 )
 from vlmoe_core.checkpoint.manifest import Manifest, check_folder, read_manifest
 from vlmoe_core.checkpoint.shards import index_name
 from vlmoe_core.checkpoint.state import RunState, read_state
 from vlmoe_core.checkpoint.stored import StoredTensors
 from vlmoe_core.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Part:
+    """The files of a checkpoint whose bytes one of several processes checks: together all, each file once."""
+
+    rank: int = 0
+    """Which process this is, from 0."""
+    ranks: int = 1
+    """How many there are."""
+
+    def of(self, manifest: Manifest) -> list[str]:
+        """This process's files: the largest first, each to the process that has fewest bytes so far."""
+        bytes_of = [0] * self.ranks
+        mine = []
+        for name, record in sorted(manifest.files.items(), key=lambda file: (-file[1].size, file[0])):
+            rank = bytes_of.index(min(bytes_of))
+            bytes_of[rank] += record.size
+            mine += [name] if rank == self.rank else []
+        return mine
+
+
+ALL = Part()
+"""A process that checks everything."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +73,20 @@ class Checkpoint:
         return self.manifest.versions
 
 
-def read_checkpoint(path: Path, verify: Literal["sizes", "sha256"] = "sizes") -> Checkpoint:
+def read_checkpoint(path: Path, verify: Literal["sizes", "sha256"] = "sizes", part: Part = ALL) -> Checkpoint:
     """Open a checkpoint folder; `resolve` finds it from a run folder.
 
     Args:
         path: the checkpoint folder.
         verify: sizes: the list of files, their sizes and the headers; sha256: every byte as well (to resume).
+        part: with sha256, whose bytes; sizes and headers are always those of all files.
 
     Raises:
-        CheckpointError: names the file or key that is missing, foreign or altered, or a format that is newer.
+        CheckpointError: names the file or key that is missing, foreign or altered, or a format that is newer. Of
+            several processes with a part each it may be one alone that raises.
     """
     manifest = read_manifest(path)
-    check_folder(path, manifest, content=verify == "sha256")
+    check_folder(path, manifest, part.of(manifest) if verify == "sha256" else ())
     for name in (STATE, RECIPE):
         if name not in manifest.files:
             raise CheckpointError(f"{path / name} is missing")
@@ -73,18 +98,17 @@ def read_checkpoint(path: Path, verify: Literal["sizes", "sha256"] = "sizes") ->
     return Checkpoint(path, manifest, state, recipe_text, StoredTensors(path, MODEL), optimizer)
 
 
-def read_latest(run: Path) -> Checkpoint | None:
-    """Open the newest checkpoint of a run and check every byte, to resume from it; None if the run has none.
+def read_newest(newest: Path, part: Part = ALL) -> Checkpoint:
+    """Open the checkpoint that `latest_checkpoint` found, to resume from it; this process checks a part of its bytes.
+
+    Several processes call it with one folder, that which one of them found: a disk may show them different ones.
 
     Raises:
-        CheckpointError: the newest is damaged. It is never passed over silently; the message names the one before it.
+        CheckpointError: it is damaged. It is never passed over silently; the message names the one before it.
     """
-    newest = latest_checkpoint(run)
-    if newest is None:
-        return None
     try:
-        return read_checkpoint(newest, verify="sha256")
+        return read_checkpoint(newest, verify="sha256", part=part)
     except CheckpointError as error:
-        earlier = list_checkpoints(run)[:-1]
+        earlier = [folder for folder in steps_in(newest.parent) if (step_of(folder) or 0) < (step_of(newest) or 0)]
         way_out = f"from the one before: --resume {earlier[-1]}" if earlier else "from the start: --overwrite"
         raise CheckpointError(f"{error}; to go on {way_out}") from error

@@ -5,50 +5,48 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from vlmoe_core.checkpoint.held import Box, Held, held_tensors, hold, sharded_like, share_of
 from vlmoe_core.checkpoint.stored import pieces, shape_of
 from vlmoe_core.errors import CheckpointError
+from vlmoe_core.moe.share import Share
 
 SHOWN = 8
 """Names that a message lists before it only counts."""
 
 
+@torch.no_grad()
 def load_model_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy tensors into a module's parameters and persistent buffers, reading each once, and expert by expert.
 
-    Floating-point numbers that the module's type holds exactly (bfloat16 in float32) are taken over as they are.
+    Of what is shared or sharded only this process's part is read; no process waits for another. Floating-point numbers
+    that the module's type holds exactly (bfloat16 in float32) are taken over as they are.
 
     Raises:
         CheckpointError: names are missing or too many, a shape or type differs, or the module ties tensors that differ
             in the checkpoint. The module is then of no use: some of its tensors may be overwritten.
     """
-    targets: dict[str, Tensor] = module.state_dict()
+    targets = held_tensors(module)
     _check_names(targets, tensors)
+    misfits = {
+        name: f"{name} is {shape}, the model wants {held.shape}"
+        for name, held in targets.items()
+        if (shape := shape_of(tensors, name)) != held.shape
+    }
     filled: dict[tuple[object, ...], str] = {}
-    misfits = []
-    for name, target in targets.items():
-        if (shape := shape_of(tensors, name)) != target.shape:
-            misfits.append(f"{name} is {shape}, the model wants {tuple(target.shape)}")
-            continue
-        first = filled.setdefault((target.device, target.data_ptr(), target.shape, target.stride()), name)
-        if (problem := _fill(target, tensors, name, first)) is not None:
-            misfits.append(problem)
-    if misfits:
-        raise CheckpointError(f"the checkpoint is of another model: {_listed(misfits)}")
-
-
-def _fill(target: Tensor, tensors: Mapping[str, Tensor], name: str, first: str) -> str | None:
-    """Copy one tensor, of which the name `first` may have filled the same memory; what is wrong with its type, or None.
-
-    Raises CheckpointError where `first` filled it with other values.
-    """
-    for number, found in pieces(tensors, name):
-        place = target if number is None else target[number]
+    for piece in pieces(tensors, {name: held.box for name, held in targets.items() if name not in misfits}):
+        place, found = piece.place(targets[piece.name].local), piece.tensor
         if not _holds(place.dtype, found.dtype):
-            return f"{name} is {_kind(found)}, the model wants {_kind(place)}"
-        if first != name and not _same_bits(place, found.to(place.dtype)):
-            raise CheckpointError(f"the model ties '{name}' to '{first}', but their values differ in the checkpoint")
+            misfits[piece.name] = f"{piece.name} is {_kind(found)}, the model wants {_kind(place)}"
+            continue
+        memory = (place.device, place.data_ptr(), place.shape, place.stride())
+        first = filled.setdefault(memory, piece.name)
+        if first != piece.name and not _same_bits(place, found.to(place.dtype)):
+            raise CheckpointError(
+                f"the model ties '{piece.name}' to '{first}', but their values differ in the checkpoint"
+            )
         place.copy_(found)
-    return None
+    if misfits:
+        raise CheckpointError(f"the checkpoint is of another model: {_listed(list(misfits.values()))}")
 
 
 def _holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
@@ -84,9 +82,20 @@ def named_optimizer_state(
 
 
 def load_named_optimizer_state(
-    optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, Tensor]], tensors: Mapping[str, Tensor]
+    optimizer: torch.optim.Optimizer,
+    named_parameters: Iterable[tuple[str, Tensor]],
+    tensors: Mapping[str, Tensor],
+    shares: Mapping[str, Share] | None = None,
 ) -> None:
     """Replace an optimiser's state by what `named_optimizer_state` gave, bit for bit, on each parameter's device.
+
+    Of what is shared or sharded only this process's part is read, and sharded as its parameter is.
+
+    Args:
+        optimizer: of the module as it is trained.
+        named_parameters: the module's.
+        tensors: states by `KIND.<parameter>`.
+        shares: what this process holds of the experts, from `expert_shares`; null: all.
 
     Raises:
         CheckpointError: a name is not one of the optimiser's parameters, a shape differs, or moments are missing.
@@ -95,18 +104,35 @@ def load_named_optimizer_state(
     parameters = {name: parameter for name, parameter in named_parameters if id(parameter) in managed}
     kinds_of = _kinds_by_parameter(tensors)
     _check_moments(kinds_of, parameters)
-    optimizer.state.clear()
+    boxes: dict[str, Box] = {}
     for name, kinds in kinds_of.items():
-        parameter = parameters[name]
-        for kind in kinds:
-            value = tensors[f"{kind}.{name}"]
-            if value.ndim and value.shape != parameter.shape:
-                raise CheckpointError(f"'{kind}.{name}' is {_kind(value)}, but its parameter is {_kind(parameter)}")
-            device = _device_of(kind, parameter, managed[id(parameter)])
-            optimizer.state[parameter][kind] = value.to(device=device, copy=True)
+        boxes |= _boxes(name, kinds, hold(parameters[name], share_of(name, shares or {})), tensors)
+    optimizer.state.clear()
+    parts: dict[str, Tensor] = {}
+    for piece in pieces(tensors, boxes):
+        kind, _, name = piece.name.partition(".")
+        if piece.name not in parts:
+            device = _device_of(kind, parameters[name], managed[id(parameters[name])])
+            shape = [len(side) for side in boxes[piece.name]]
+            parts[piece.name] = torch.empty(shape, dtype=piece.tensor.dtype, device=device)
+        piece.place(parts[piece.name]).copy_(piece.tensor)
+    for key, part in parts.items():
+        kind, _, name = key.partition(".")
+        optimizer.state[parameters[name]][kind] = sharded_like(part, parameters[name]) if part.ndim else part
 
 
-def _check_names(targets: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+def _boxes(name: str, kinds: Sequence[str], held: Held, tensors: Mapping[str, Tensor]) -> dict[str, Box]:
+    """What is read of the states of one parameter. Raises CheckpointError for another shape."""
+    boxes: dict[str, Box] = {}
+    for kind in kinds:
+        shape = shape_of(tensors, f"{kind}.{name}")
+        if shape and shape != held.shape:
+            raise CheckpointError(f"'{kind}.{name}' is {shape}, but its parameter is {held.shape}")
+        boxes[f"{kind}.{name}"] = held.box if shape else ()
+    return boxes
+
+
+def _check_names(targets: Mapping[str, object], tensors: Mapping[str, Tensor]) -> None:
     sides = {
         "missing in the checkpoint": [name for name in targets if name not in tensors],
         "not in the model": [name for name in tensors if name not in targets],

@@ -1,6 +1,6 @@
 """Writes named tensors as safetensors shards and an index that any safetensors reader understands."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -8,9 +8,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vlmoe_core.checkpoint.manifest import dump_json
-from vlmoe_core.checkpoint.names import fused_name, split_experts
-from vlmoe_core.checkpoint.quantised import QuantisedTensors
+from vlmoe_core.checkpoint.files import sync
+from vlmoe_core.checkpoint.manifest import FileRecord, record_file
+from vlmoe_core.checkpoint.offers import check_plain, offer, place_of, split
+from vlmoe_core.checkpoint.owners import Plan, make_plan, plan_shards, shard_name
 from vlmoe_core.errors import CheckpointError
 
 MAX_SHARD_BYTES = 2**30
@@ -21,28 +22,45 @@ def index_name(stem: str) -> str:
     return f"{stem}.safetensors.index.json"
 
 
-def shard_name(stem: str, number: int, count: int) -> str:
-    """File name of one shard, numbered from 1."""
-    return f"{stem}-{number:05d}-of-{count:05d}.safetensors"
-
-
-def write_tensors(folder: Path, stem: str, tensors: Mapping[str, Tensor], max_shard_bytes: int) -> None:
-    """Write tensors under their names on disk, shard after shard: one shard more than `tensors` in memory.
+def write_tensors(
+    folder: Path, stem: str, tensors: Mapping[str, Tensor], max_shard_bytes: int
+) -> dict[str, FileRecord]:
+    """Write tensors that are all in this process under their names on disk, and their index.
 
     A tensor that shares its storage with an earlier one is written once; the index records the tie. It also
     lists what is quantised, of `QuantisedTensors`.
 
+    Returns:
+        What the shards are.
+
     Raises:
         CheckpointError: a tensor has no values, or a type that safetensors can't hold.
     """
-    split = split_experts(tensors)
-    stored, tied = separate_tied(split)
-    weight_map = write_shards(folder, stem, stored, max_shard_bytes)
-    metadata: dict[str, object] = {"total_size": sum(tensor.nbytes for tensor in stored.values()), "tied": tied}
-    if isinstance(tensors, QuantisedTensors):
-        metadata["quantised"] = [name for name in split if fused_name(name) in tensors.quantised]
-    index = {"metadata": metadata, "weight_map": weight_map}
-    (folder / index_name(stem)).write_text(dump_json(index), encoding="utf-8")
+    offers = offer(tensors)
+    plan = make_plan(stem, [offers], max_shard_bytes)
+    write_index(folder, plan)
+    return write_files(folder, plan.files[0], split(tensors, offers))
+
+
+def write_index(folder: Path, plan: Plan) -> None:
+    """Write the index of a part."""
+    (folder / index_name(plan.stem)).write_text(plan.index, encoding="utf-8")
+
+
+def write_files(
+    folder: Path, files: Mapping[str, Sequence[str]], tensors: Mapping[str, Tensor]
+) -> dict[str, FileRecord]:
+    """Write and sync the shards of one process, by name the keys that each holds; errors as `write_shard`.
+
+    Returns:
+        What each file is, taken while its bytes are still in the cache of the system.
+    """
+    records: dict[str, FileRecord] = {}
+    for name, keys in files.items():
+        write_shard(folder / name, {key: tensors[key] for key in keys})
+        sync(folder / name)
+        records[name] = record_file(folder / name)
+    return records
 
 
 def write_shards(folder: Path, stem: str, stored: Mapping[str, Tensor], max_shard_bytes: int) -> dict[str, str]:
@@ -62,10 +80,9 @@ def separate_tied(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dic
     tied: dict[str, str] = {}
     first: dict[tuple[object, ...], str] = {}
     for name, tensor in tensors.items():
-        if tensor.layout is not torch.strided or tensor.is_meta:
-            raise CheckpointError(f"'{name}' can't be saved: it is on {tensor.device} with layout {tensor.layout}")
-        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        owner = first.setdefault(place, name) if tensor.numel() else name
+        check_plain(name, tensor)
+        place = place_of(tensor)
+        owner = first.setdefault(place, name) if place is not None else name
         if owner == name:
             stored[name] = tensor
         else:
@@ -73,27 +90,31 @@ def separate_tied(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dic
     return stored, tied
 
 
-def plan_shards(sizes: Mapping[str, int], max_bytes: int) -> list[list[str]]:
-    """Cut names, in order, into shards of at most `max_bytes`; a larger tensor has a shard of its own."""
-    shards: list[list[str]] = []
-    room = 0
-    for name, size in sizes.items():
-        if not shards or size > room:
-            shards.append([])
-            room = max_bytes
-        shards[-1].append(name)
-        room -= size
-    return shards
-
-
 def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write one file of tensors. Raises CheckpointError for a type that safetensors can't hold."""
-    whole = torch.contiguous_format
-    copies = {name: tensor.detach().clone(memory_format=whole).cpu() for name, tensor in tensors.items()}
+    """Write one file of tensors. What the library can't write as it lies in memory is copied.
+
+    Raises CheckpointError for a type that safetensors can't hold.
+    """
+    written: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        fits = _is_alone(tensor) and tensor.untyped_storage().data_ptr() not in storages
+        written[name] = tensor.detach() if fits else _copy(tensor)
+        storages.add(written[name].untyped_storage().data_ptr())
     try:
-        save_file(copies, path, metadata={"format": "pt"})
+        save_file(written, path, metadata={"format": "pt"})
     except (SafetensorError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path.name} can't be written with {_dtypes(copies)}: {error}") from error
+        raise CheckpointError(f"{path.name} can't be written with {_dtypes(written)}: {error}") from error
+
+
+def _is_alone(tensor: Tensor) -> bool:
+    """Whether a tensor lies in host memory, in order, and nothing else beside it."""
+    whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    return whole and tensor.device.type == "cpu"
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone(memory_format=torch.contiguous_format).cpu()
 
 
 def _dtypes(tensors: Mapping[str, Tensor]) -> str:

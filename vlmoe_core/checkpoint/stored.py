@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vlmoe_core.checkpoint.manifest import HEADER_LENGTH
+from vlmoe_core.checkpoint.held import Box
 from vlmoe_core.checkpoint.names import fuse, fused_name, group_experts
 from vlmoe_core.checkpoint.quantised import dequantise, scale_name
 from vlmoe_core.checkpoint.shards import index_name
+from vlmoe_core.checkpoint.spans import spans_in
 from vlmoe_core.errors import CheckpointError
 
 
@@ -32,6 +34,22 @@ class TensorInfo:
     def numel(self) -> int:
         """Number of values."""
         return prod(self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """What was read at once of the part of a tensor that was asked for."""
+
+    name: str
+    """Of the tensor in memory."""
+    row: int | None
+    """Which of the part's experts it is, from 0; null: it is the whole part."""
+    tensor: Tensor
+    """Values of the file, which stay there until they are looked at."""
+
+    def place(self, part: Tensor) -> Tensor:
+        """Where in the part it belongs."""
+        return part if self.row is None else part[self.row]
 
 
 class StoredTensors(Mapping[str, Tensor]):
@@ -64,11 +82,28 @@ class StoredTensors(Mapping[str, Tensor]):
         parts = self._parts[name]
         return fuse([self._load(part) for part in parts], name, parts)
 
-    def pieces(self, name: str) -> Iterator[tuple[int | None, Tensor]]:
-        """The tensor `name` read piece by piece: each expert with its number, or the whole with none."""
+    def pieces(self, boxes: Mapping[str, Box]) -> Iterator[Piece]:
+        """The parts of tensors that the boxes tell, read piece by piece: expert by expert, or a tensor at once.
+
+        Shard after shard, so that each is opened once. Nothing else is read: no other expert, no other row.
+        """
+        asked = chain.from_iterable(self._keys(name, box) for name, box in boxes.items())
+        for key, name, row, box in sorted(asked, key=lambda found: self._shard_of[self._tied.get(found[0], found[0])]):
+            piece = self._load(key, box)
+            yield Piece(name, row, piece if row is not None else piece.reshape([len(side) for side in boxes[name]]))
+
+    def _keys(self, name: str, box: Box) -> Iterator[tuple[str, str, int | None, Box]]:
+        """The keys on disk of a part: key, name in memory, row among the experts of the part, box within the key.
+
+        Of a part without experts it is no value of the first, for its type.
+        """
         parts = self._parts[name]
-        for number, part in enumerate(parts):
-            yield (None if parts == (name,) else number), self._load(part)
+        if parts == (name,):
+            yield name, name, None, box
+        elif box[0]:
+            yield from ((parts[expert], name, row, box[1:]) for row, expert in enumerate(box[0]))
+        else:
+            yield parts[0], name, None, tuple(range(0) for _ in box[1:])
 
     def __contains__(self, name: object) -> bool:
         return name in self._parts
@@ -78,6 +113,11 @@ class StoredTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._parts)
+
+    @property
+    def shards(self) -> frozenset[str]:
+        """The names of its files of tensors."""
+        return frozenset(self._shard_of.values())
 
     @property
     def tied(self) -> Mapping[str, str]:
@@ -105,17 +145,19 @@ class StoredTensors(Mapping[str, Tensor]):
         scales = {scale_name(part) for part in self._quantised}
         return sum(info.numel for name, info in self.infos.items() if name not in scales)
 
-    def _load(self, part: str) -> Tensor:
+    def _load(self, part: str, box: Box | None = None) -> Tensor:
+        """A tensor on disk, or a part of it, as it is in memory."""
         if part in self._quantised:
-            return dequantise(self._read(part), self._read(scale_name(part)))
-        return self._read(part)
+            return dequantise(self._read(part, box), self._read(scale_name(part), box and box[:-1]))
+        return self._read(part, box)
 
-    def _read(self, part: str) -> Tensor:
-        """A tensor as it stands on disk."""
+    def _read(self, part: str, box: Box | None) -> Tensor:
+        """A tensor, or a part of it, as it stands on disk."""
         key = self._tied.get(part, part)
         shard = self._shard_of[key]
         try:
-            tensor: Tensor = self._shard(shard).get_tensor(key)
+            file = self._shard(shard)
+            tensor: Tensor = file.get_slice(key)[_slices(box)] if box else file.get_tensor(key)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"'{key}' can't be read from {self._folder / shard}: {error}") from error
         return tensor
@@ -135,7 +177,7 @@ class StoredTensors(Mapping[str, Tensor]):
         for shard in sorted(set(self._shard_of.values())):
             path = self._folder / shard
             self._shard(shard)  # the library checks the whole header
-            found = _read_header(path)
+            found = {key: TensorInfo(span.dtype, span.shape, span.nbytes) for key, span in spans_in(path).items()}
             expected = {key for key, place in self._shard_of.items() if place == shard}
             for key in sorted(expected - set(found)):
                 raise CheckpointError(f"'{key}' is missing in {path}, where the index says it is")
@@ -172,14 +214,20 @@ class StoredTensors(Mapping[str, Tensor]):
                 raise CheckpointError(f"'{whole[0]}' in {self._folder} is not quantised, but other experts are")
 
 
-def pieces(tensors: Mapping[str, Tensor], name: str) -> Iterator[tuple[int | None, Tensor]]:
-    """As `StoredTensors.pieces`, of any mapping: what is in memory already is one piece."""
-    return tensors.pieces(name) if isinstance(tensors, StoredTensors) else iter([(None, tensors[name])])
+def pieces(tensors: Mapping[str, Tensor], boxes: Mapping[str, Box]) -> Iterator[Piece]:
+    """As `StoredTensors.pieces`, of any mapping: a part of what is in memory already is one piece."""
+    if isinstance(tensors, StoredTensors):
+        return tensors.pieces(boxes)
+    return (Piece(name, None, tensors[name][_slices(box)]) for name, box in boxes.items())
 
 
 def shape_of(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
     """As `StoredTensors.shape`, of any mapping."""
     return tensors.shape(name) if isinstance(tensors, StoredTensors) else tuple(tensors[name].shape)
+
+
+def _slices(box: Box) -> tuple[slice, ...]:
+    return tuple(slice(numbers.start, numbers.stop) for numbers in box)
 
 
 def _read_index(path: Path) -> tuple[dict[str, str], dict[str, str], frozenset[str]]:
@@ -213,14 +261,3 @@ def _open_shard(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
-
-
-def _read_header(path: Path) -> dict[str, TensorInfo]:
-    with path.open("rb") as file:
-        (length,) = HEADER_LENGTH.unpack(file.read(HEADER_LENGTH.size))
-        header = json.loads(file.read(length))
-    return {
-        key: TensorInfo(entry["dtype"], tuple(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0])
-        for key, entry in header.items()
-        if key != "__metadata__"
-    }

@@ -1,9 +1,15 @@
-"""Writes a checkpoint: beside its place, synced, then renamed, so that a folder with its final name is whole."""
+"""Writes a checkpoint: beside its place, synced, then renamed, so that a folder with its final name is whole.
+
+`write_checkpoint` and `write_model` do it at once, in the one process that holds the tensors. Several processes call
+`open_checkpoint` in one of them, `write_files` each, and at last `finish_checkpoint` in that one again.
+"""
 
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -11,12 +17,39 @@ from torch import Tensor
 
 from vlmoe_core.checkpoint.files import PARTIAL, put_in_place, sync, sync_tree
 from vlmoe_core.checkpoint.layout import MODEL, OPTIMIZER, RECIPE, STATE, TOKENIZERS, remove_leftovers, step_folder
-from vlmoe_core.checkpoint.manifest import write_manifest
-from vlmoe_core.checkpoint.shards import MAX_SHARD_BYTES, write_tensors
+from vlmoe_core.checkpoint.manifest import FileRecord, write_manifest
+from vlmoe_core.checkpoint.owners import Plan
+from vlmoe_core.checkpoint.shards import MAX_SHARD_BYTES, write_index, write_tensors
 from vlmoe_core.checkpoint.state import RunState, write_state
 from vlmoe_core.errors import CheckpointError, UsageError
 
 LIBRARIES = ("vlmoe", "torch", "accelerate", "safetensors", "tokenizers", "numpy")
+UNTOUCHED = "; earlier checkpoints are untouched"
+
+
+@dataclass(frozen=True)
+class Companions:
+    """What a checkpoint holds beside the tensors."""
+
+    state: RunState
+    """Where the run stands."""
+    recipe_text: str
+    """The merged recipe as YAML."""
+    tokenizers: Path | Callable[[Path], None]
+    """A folder that is copied, or a function that writes the files into the folder it is given."""
+    more: Callable[[Path], None] = lambda folder: None
+    """Writes further files into the folder that it is given."""
+
+    def write(self, folder: Path) -> None:
+        """Write all of it into a folder."""
+        write_state(folder / STATE, self.state)
+        (folder / RECIPE).write_text(self.recipe_text, encoding="utf-8")
+        if isinstance(self.tokenizers, Path):
+            shutil.copytree(self.tokenizers, folder / TOKENIZERS)
+        else:
+            (folder / TOKENIZERS).mkdir()
+            self.tokenizers(folder / TOKENIZERS)
+        self.more(folder)
 
 
 def write_checkpoint(
@@ -46,13 +79,58 @@ def write_checkpoint(
         CheckpointError: the disk refuses, or a tensor can't be stored. Earlier checkpoints stay as they are.
     """
     target = step_folder(run, state.step)
-    parts = {MODEL: model, OPTIMIZER: optimizer}
-    try:
-        _prepare(target.parent)
-        _write_folder(target, parts, state, recipe_text, tokenizers, max_shard_bytes)
-    except OSError as error:
-        raise CheckpointError(f"{target} could not be written: {error}; earlier checkpoints are untouched") from error
+    companions = Companions(state, recipe_text, tokenizers)
+    partial = open_checkpoint(target)
+    with telling(target, UNTOUCHED):
+        _write_folder(partial, target, {MODEL: model, OPTIMIZER: optimizer}, companions, max_shard_bytes)
     return target
+
+
+def open_checkpoint(target: Path) -> Path:
+    """Make the folder, beside its place, into which a checkpoint of a run is written; remove what others left there.
+
+    Raises:
+        CheckpointError: the disk refuses.
+    """
+    with telling(target, UNTOUCHED):
+        if not target.parent.is_dir():
+            target.parent.mkdir(parents=True)
+            sync(target.parent.parent)
+        remove_leftovers(target.parent)
+        return _open(target)
+
+
+def finish_checkpoint(
+    partial: Path, target: Path, plans: Iterable[Plan], companions: Companions, records: Mapping[str, FileRecord]
+) -> None:
+    """Write all that is no tensor beside the shards of all processes, then give the folder its name.
+
+    Args:
+        partial: from `open_checkpoint`.
+        target: the checkpoint folder. One that already has the name is replaced.
+        plans: of model and optimiser.
+        companions: what is written.
+        records: what the shards of all processes are.
+
+    Raises:
+        OSError: the disk refuses.
+        CheckpointError: a shard of another process is not here, or the state can't be stored.
+    """
+    for plan in plans:
+        write_index(partial, plan)
+    companions.write(partial)
+    write_manifest(partial, int(time.time()), library_versions(), records)
+    sync_tree(partial)
+    put_in_place(partial, target)
+
+
+@contextmanager
+def telling(target: Path, left: str = "") -> Iterator[None]:
+    """Turn what the disk says inside into a CheckpointError about a folder; `left`: what else there is to say."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{target} could not be written: {error}{left}") from error
 
 
 def write_model(
@@ -76,11 +154,10 @@ def write_model(
     """
     refuse_filled(folder)
     parts = {MODEL: model} if optimizer is None else {MODEL: model, OPTIMIZER: optimizer}
-    try:
+    with telling(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _write_folder(folder, parts, state, recipe_text, tokenizers, max_shard_bytes, more)
-    except OSError as error:
-        raise CheckpointError(f"{folder} could not be written: {error}") from error
+        companions = Companions(state, recipe_text, tokenizers, more)
+        _write_folder(_open(folder), folder, parts, companions, max_shard_bytes)
     return folder
 
 
@@ -92,31 +169,28 @@ def refuse_filled(folder: Path) -> None:
         raise UsageError(f"{folder} is there already and not empty; choose another folder with --out")
 
 
-def _write_folder(
-    target: Path,
-    parts: Mapping[str, Mapping[str, Tensor]],
-    state: RunState,
-    recipe_text: str,
-    tokenizers: Path | Callable[[Path], None],
-    max_shard_bytes: int,
-    more: Callable[[Path], None] = lambda folder: None,
-) -> None:
-    """Write beside the target, then rename. Whatever goes wrong leaves nothing behind."""
+def _open(target: Path) -> Path:
     partial = target.with_name(target.name + PARTIAL)
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir()
+    return partial
+
+
+def _write_folder(
+    partial: Path,
+    target: Path,
+    parts: Mapping[str, Mapping[str, Tensor]],
+    companions: Companions,
+    max_shard_bytes: int,
+) -> None:
+    """Write into the folder beside the target, then rename. Whatever goes wrong leaves nothing behind."""
     try:
+        records: dict[str, FileRecord] = {}
         for stem, tensors in parts.items():
-            write_tensors(partial, stem, tensors, max_shard_bytes)
-        write_state(partial / STATE, state)
-        (partial / RECIPE).write_text(recipe_text, encoding="utf-8")
-        _write_tokenizers(partial / TOKENIZERS, tokenizers)
-        more(partial)
-        write_manifest(partial, int(time.time()), library_versions())
-        sync_tree(partial)
-        put_in_place(partial, target)
-    except OSError:
+            records |= write_tensors(partial, stem, tensors, max_shard_bytes)
+        finish_checkpoint(partial, target, (), companions, records)
+    except (OSError, CheckpointError):
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
@@ -130,18 +204,3 @@ def library_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return versions
-
-
-def _prepare(checkpoints: Path) -> None:
-    if not checkpoints.is_dir():
-        checkpoints.mkdir(parents=True)
-        sync(checkpoints.parent)
-    remove_leftovers(checkpoints)
-
-
-def _write_tokenizers(folder: Path, tokenizers: Path | Callable[[Path], None]) -> None:
-    if isinstance(tokenizers, Path):
-        shutil.copytree(tokenizers, folder)
-    else:
-        folder.mkdir()
-        tokenizers(folder)

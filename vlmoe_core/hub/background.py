@@ -21,7 +21,7 @@ class BackgroundPush:
     """Pushes the newest checkpoint, one at a time; where saves come faster than pushes, those between are left out.
 
     Nothing that goes wrong reaches the run: it becomes one line through `warn`, and the next save is the next attempt.
-    Only rank 0 saves, so only rank 0 calls `on_saved`; no thread is started before.
+    Only rank 0 calls `on_saved`; no thread is started before.
     """
 
     def __init__(self, request: PushRequest, note: Say, warn: Say, contents: Contents = Contents()) -> None:

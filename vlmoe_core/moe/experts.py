@@ -5,6 +5,7 @@ O and I are the output and input width of a linear map.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from vlmoe_core.moe.pages import empty_like
 from vlmoe_core.moe.plan import Assignment
 from vlmoe_core.moe.precision import compute_dtype, without_autocast
 from vlmoe_core.moe.share import Share, whole
+from vlmoe_core.moe.uncompiled import uncompiled
 
 IMPLEMENTATIONS = "vlmoe_core.moe.implementations"
 """Where the implementations lie, a file each with a function `run`; `run_in_group` too, if it brings its exchange."""
@@ -132,19 +134,13 @@ class Experts(nn.Module):
             plan: where each goes.
             beside: what is added to the sum, from the tokens; computed while they travel to other processes.
         """
-        dtype = compute_dtype(self.up.weight)
-        exchange, in_group = self.exchange, self._compute_in_group
+        operand_TD = x_TD.to(compute_dtype(self.up.weight))
+        added = None if beside is None else partial(beside, x_TD)
+        if self.exchange is not None:
+            return uncompiled(self._run_shared)(operand_TD, plan, self.exchange, added)
         with without_autocast(x_TD.device.type):
-            journey = None if exchange is None or in_group else exchange.send(x_TD.to(dtype), plan)
-        added_TD = None if beside is None else beside(x_TD)
-        with without_autocast(x_TD.device.type):
-            if exchange is None:
-                y_TD = self._run(x_TD.to(dtype), plan, self._dropout(x_TD.to(dtype), plan))
-            elif journey is None:
-                y_TD = self._run_in_group(x_TD.to(dtype), plan, exchange)
-            else:
-                y_TD = self._run_elsewhere(x_TD.to(dtype), plan, exchange, journey)
-        return y_TD if added_TD is None else y_TD + added_TD
+            y_TD = self._run(operand_TD, plan, self._dropout(operand_TD, plan))
+        return y_TD if added is None else y_TD + added()
 
     @property
     def implementation(self) -> Implementation:
@@ -189,14 +185,28 @@ class Experts(nn.Module):
         y_TD: Tensor = self._compute(x_TD, plan, up, down, dropout_CH, *further)
         return y_TD
 
+    def _run_shared(
+        self, x_TD: Tensor, plan: Assignment, exchange: Exchange, beside: Callable[[], Tensor] | None
+    ) -> Tensor:
+        """As `forward`, with the experts of all processes of the group; `beside` is computed while tokens travel."""
+        with without_autocast(x_TD.device.type):
+            journey = None if self._compute_in_group else exchange.send(x_TD, plan)
+        added_TD = None if beside is None else beside()
+        with without_autocast(x_TD.device.type):
+            if journey is None:
+                y_TD = self._run_in_group(x_TD, plan, exchange)
+            else:
+                y_TD = self._run_elsewhere(x_TD, plan, exchange, journey)
+        return y_TD if added_TD is None else y_TD + added_TD
+
     def _run_in_group(self, x_TD: Tensor, plan: Assignment, exchange: Exchange) -> Tensor:
-        """The experts of all processes of the group, where the implementation moves the tokens: (T, D) -> (T, D)."""
+        """The implementation moves the tokens itself: (T, D) -> (T, D)."""
         assert self._compute_in_group is not None
         up, down = self.up.operands(x_TD.dtype), self.down.operands(x_TD.dtype)
         return self._compute_in_group(x_TD, plan, up, down, exchange.group)
 
     def _run_elsewhere(self, x_TD: Tensor, plan: Assignment, exchange: Exchange, journey: Journey) -> Tensor:
-        """The experts of all processes of the group: (T, D) -> (T, D)."""
+        """The experts of this process for the rows that arrived, and their outputs sent back: (T, D) -> (T, D)."""
         dropout_CH = self._dropout(x_TD, plan)
         if dropout_CH is not None:
             # Drawn where the tokens are, so that the draws do not depend on the number of processes.

@@ -91,6 +91,11 @@ class Recipe(ModelRecipe):
             raise ValueError(
                 f"optim.warmup_steps ({self.optim.warmup_steps}) is more than train.steps ({self.train.steps})"
             )
+        if self.parallel.expert > 1 and self.train.compile and self.train.activation_checkpointing:
+            raise ValueError(
+                "train.compile, train.activation_checkpointing and parallel.expert above 1 don't go together: torch "
+                "would recompute other graphs than those of the forward pass; leave one of them out"
+            )
         return self
 
     def _check_aim(self) -> None:
@@ -128,6 +133,11 @@ class Recipe(ModelRecipe):
             )
         if objective.hides:
             return
+        if self.parallel.shard == "full":
+            raise ValueError(
+                f"parallel.shard is full, but objective {objective.name} learns codes beside gradients, which weights "
+                "that are cut over processes don't serve; set it to none"
+            )
         if self.mask != MaskConfig():
             raise ValueError(f"mask: objective {objective.name} hides nothing; take it out")
         if self.tokenizers.visual.load is not None:

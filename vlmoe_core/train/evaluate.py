@@ -57,8 +57,8 @@ def evaluate(
     objective's statistics say.
 
     Args:
-        objective: the objective, not wrapped: ranks may hold different numbers of micro-batches.
-        micros: this rank's micro-batches; at least one on every rank, which may be empty.
+        objective: the objective, not wrapped.
+        micros: this rank's micro-batches, as many on every rank: the last may be empty. At least one.
         device: where to compute.
         health: collects the plans.
         answers: collects what a task's head says.

@@ -26,6 +26,8 @@ class Gradients:
         shares = [p for _, p in shared_parameters(objective) if p.requires_grad]
         self.shares = [] if self.cut and mesh.data > 1 else shares
         """Those of experts that are not averaged yet."""
+        self.scalars = [p for p in self.parameters if self.cut and not isinstance(p, DTensor)]
+        """Those that fully_shard can't cut, and leaves alone."""
 
     @property
     def spread(self) -> bool:
@@ -34,16 +36,21 @@ class Gradients:
 
     @torch.no_grad()
     def sum_shares(self) -> None:
-        """Sum the gradients of shares of experts over their replicas, and divide as all others: by all processes."""
-        if not self.shares:
+        """Sum what is not averaged yet over the processes that hold it, and divide as all else: by all processes."""
+        if not (self.shares or self.scalars):
             return
-        assert self.mesh.grid is not None, "several processes"
-        found = _gradients(self.shares)
-        if self.mesh.data > 1:
-            group = self.mesh.grid.get_group("data")
-            for work in [dist.all_reduce(gradient, group=group, async_op=True) for gradient in found]:
-                work.wait()
-        torch._foreach_div_(found, float(self.mesh.size))
+        assert self.mesh.grid is not None and self.mesh.world is not None, "several processes"
+        held = [(self.shares, self.mesh.grid.get_group("data")), (self.scalars, self.mesh.world.get_group())]
+        sums = [
+            dist.all_reduce(gradient, group=group, async_op=True)
+            for parameters, group in held
+            for gradient in _gradients(parameters)
+            if group.size() > 1
+        ]
+        for work in sums:
+            work.wait()
+        if summed := _gradients([*self.shares, *self.scalars]):
+            torch._foreach_div_(summed, float(self.mesh.size))
 
     @torch.no_grad()
     def clip(self, max_norm: float) -> Tensor:
@@ -57,9 +64,9 @@ class Gradients:
         if not self.spread:
             return get_total_norm(_gradients(self.parameters))
         assert self.mesh.grid is not None and self.mesh.world is not None, "several processes"
-        apart = self.parameters if self.cut else self.shares
-        known = {id(p) for p in apart}
-        everywhere = [p for p in self.parameters if id(p) not in known]
+        same = {id(p) for p in (self.scalars if self.cut else self.parameters)} - {id(p) for p in self.shares}
+        everywhere = [p for p in self.parameters if id(p) in same]
+        apart = [p for p in self.parameters if id(p) not in same]
         squares = get_total_norm(_gradients(apart)) ** 2
         dist.all_reduce(squares, group=self.mesh.world.get_group() if self.cut else self.mesh.grid.get_group("expert"))
         return (squares + get_total_norm(_gradients(everywhere)) ** 2).sqrt()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlmoe_core.checkpoint.held import Held, held_tensors
 from vlmoe_core.checkpoint.layout import RECIPE
 from vlmoe_core.checkpoint.locate import resolve
 from vlmoe_core.checkpoint.read import Checkpoint, read_checkpoint
@@ -233,7 +234,7 @@ def open_start(init: str | None) -> Start | None:
 
 @torch.no_grad()
 def start_from(objective: nn.Module, start: Start, recipe: Recipe, labels: Labels) -> list[str]:
-    """Copy the weights of `start` into an objective.
+    """Copy the weights of `start` into an objective; of what is shared or sharded this process's part.
 
     Image positions of another resolution are interpolated, text positions of another length cut or extended (those of
     relative tables likewise), heads of another task or objective, of other labels, codes or shape left as they were
@@ -245,26 +246,21 @@ def start_from(objective: nn.Module, start: Start, recipe: Recipe, labels: Label
     Raises:
         CheckpointError: a tensor of the encoder is missing, unknown or of another shape; nothing was copied then.
     """
-    targets: dict[str, Tensor] = objective.state_dict()
+    targets = held_tensors(objective)
     found = start.checkpoint.model
     wanted = {name for name in targets if name.startswith(ENCODER)}
     _check_encoder(targets, found, wanted, start)
     wanted |= _heads(targets, found, _kept_heads(start, recipe, labels))
     notes = list(_convert_positions(targets, found))
     notes += _convert_relative(targets, found, start.recipe.model, recipe.model)
-    for name in wanted:
-        if not name.endswith(CONVERTED):
-            _copy(targets[name], found, name)
+    alike = {name: targets[name].box for name in wanted if not name.endswith(CONVERTED)}
+    for piece in pieces(found, alike):
+        piece.place(targets[piece.name].local).copy_(piece.tensor)
     fresh = sorted({_part(name) for name in targets if name not in wanted})
     left = sorted({_part(name) for name in found if name not in targets or name not in wanted})
     notes += [f"new, not from {shown(start.checkpoint.path)}: {', '.join(fresh)}"] if fresh else []
     notes += [f"left out of {shown(start.checkpoint.path)}: {', '.join(left)}"] if left else []
     return notes
-
-
-def _copy(target: Tensor, found: Mapping[str, Tensor], name: str) -> None:
-    for number, piece in pieces(found, name):
-        (target if number is None else target[number]).copy_(piece)
 
 
 def _kept_heads(start: Start, recipe: Recipe, labels: Labels) -> Callable[[str], bool]:
@@ -283,7 +279,7 @@ def _kept_heads(start: Start, recipe: Recipe, labels: Labels) -> Callable[[str],
     return lambda head: head == CONTRAST
 
 
-def _heads(targets: Mapping[str, Tensor], found: Mapping[str, Tensor], kept: Callable[[str], bool]) -> set[str]:
+def _heads(targets: Mapping[str, Held], found: Mapping[str, Tensor], kept: Callable[[str], bool]) -> set[str]:
     """The tensors of the heads that can be copied: each head whole or not at all."""
     heads: dict[str, list[str]] = {}
     for name in targets:
@@ -296,18 +292,18 @@ def _heads(targets: Mapping[str, Tensor], found: Mapping[str, Tensor], kept: Cal
     return {name for head, names in heads.items() if fits[head] and kept(head) for name in names}
 
 
-def _convert_positions(targets: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Iterator[str]:
+def _convert_positions(targets: Mapping[str, Held], found: Mapping[str, Tensor]) -> Iterator[str]:
     """Fill the absolute position tables of the modalities that there are; a line for each that changed."""
     if IMAGE_POSITIONS in targets:
         image, old = targets[IMAGE_POSITIONS], found[IMAGE_POSITIONS]
         grid, before = math.isqrt(image.shape[0] - 1), math.isqrt(old.shape[0] - 1)
-        image.copy_(resize_positions(old, grid))
+        image.take(resize_positions(old, grid))
         if grid != before:
             yield f"image positions interpolated from {before} x {before} to {grid} x {grid} patches"
     if TEXT_POSITIONS in targets:
         text, old = targets[TEXT_POSITIONS], found[TEXT_POSITIONS]
         rows = min(text.shape[0], old.shape[0])
-        text[:rows] = old[:rows]
+        text.take(old[:rows])
         if text.shape[0] < old.shape[0]:
             yield f"text positions cut from {old.shape[0]} to {rows}"
         elif text.shape[0] > old.shape[0]:
@@ -315,13 +311,13 @@ def _convert_positions(targets: Mapping[str, Tensor], found: Mapping[str, Tensor
 
 
 def _convert_relative(
-    targets: Mapping[str, Tensor], found: Mapping[str, Tensor], before: ModelConfig, now: ModelConfig
+    targets: Mapping[str, Held], found: Mapping[str, Tensor], before: ModelConfig, now: ModelConfig
 ) -> Iterator[str]:
     """Fill the relative tables, if there are any; a line for what changed in all of them."""
     tables = [name for name in targets if name.endswith(RELATIVE)]
     (old_grid, old_text), (grid, text) = ((model.grid, model.max_text_length) for model in (before, now))
     for name in tables:
-        targets[name].copy_(resize_relative(found[name], old_grid, grid, old_text, text))
+        targets[name].take(resize_relative(found[name], old_grid, grid, old_text, text))
     if tables and grid != old_grid:
         yield f"relative positions interpolated from {old_grid} x {old_grid} to {grid} x {grid} patches"
     if tables and text < old_text:
@@ -330,12 +326,12 @@ def _convert_relative(
         yield f"relative text positions extended from {old_text} to {text}: the new ones are as the furthest"
 
 
-def _check_encoder(targets: Mapping[str, Tensor], found: Mapping[str, Tensor], wanted: set[str], start: Start) -> None:
+def _check_encoder(targets: Mapping[str, Held], found: Mapping[str, Tensor], wanted: set[str], start: Start) -> None:
     """Raises CheckpointError for a tensor that is missing, unknown or of another shape."""
     missing = sorted(name for name in wanted if name not in found)
     foreign = sorted(name for name in found if name.startswith(ENCODER) and name not in targets)
     misfits = [
-        f"{name} is {shape_of(found, name)}, the recipe's model wants {tuple(targets[name].shape)}"
+        f"{name} is {shape_of(found, name)}, the recipe's model wants {targets[name].shape}"
         for name in sorted(wanted)
         if name in found and not _fits(name, shape_of(found, name), targets[name])
     ]
@@ -346,10 +342,10 @@ def _check_encoder(targets: Mapping[str, Tensor], found: Mapping[str, Tensor], w
         raise CheckpointError(f"{shown(start.checkpoint.path)} can't start this recipe; {'; '.join(told)}")
 
 
-def _fits(name: str, found: tuple[int, ...], target: Tensor) -> bool:
+def _fits(name: str, found: tuple[int, ...], target: Held) -> bool:
     """Whether a tensor has the shape; a table of positions may have more or fewer rows."""
     first = 1 if name.endswith(CONVERTED) else 0
-    return len(found) == target.dim() and found[first:] == target.shape[first:]
+    return len(found) == len(target.shape) and found[first:] == target.shape[first:]
 
 
 def _listed(names: list[str]) -> str:

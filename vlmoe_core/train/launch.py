@@ -1,32 +1,34 @@
 """Starts `vlmoe` in several processes of this machine, through Accelerate's launcher."""
 
 import os
+import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from vlmoe_core.errors import UsageError
+from vlmoe_core.errors import TrainError, UsageError
 
 PATIENCE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 SECONDS = 600
-"""How long the launcher waits for processes that were asked to end: a step and a checkpoint may take a while."""
+"""How long the launcher waits for processes that it hands a signal on to: a step and a checkpoint may take a while."""
 
 
 def launch(num_processes: int, arguments: Sequence[str]) -> int:
     """Run `vlmoe ARGUMENTS` in so many processes, and wait for them.
 
     SIGINT and SIGTERM are handed on to all of them. Each process uses an equal share of the cores, unless
-    OMP_NUM_THREADS says otherwise.
+    OMP_NUM_THREADS says otherwise. Where one fails, the others are asked to end, and killed half a minute later.
 
     Returns:
-        0, or the exit code of the first process that failed; 128 + n where signal n ended the processes.
+        0, or the exit code of the first process that failed; 128 + n where the launcher got signal n.
 
     Raises:
         UsageError: there are GPUs, but fewer than processes.
+        TrainError: a signal ended a process.
     """
     gpus = torch.cuda.device_count()
     if 0 < gpus < num_processes:
@@ -36,9 +38,9 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
     try:
         launch_command(parsed)
     except ChildFailedError as error:
-        return _exit_code(error.get_first_failure()[1].exitcode)
+        return _exit_code(_first(error), num_processes)
     except subprocess.CalledProcessError as error:
-        return _exit_code(error.returncode)
+        return _exit_code({0: error.returncode}, num_processes)
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0
@@ -61,6 +63,34 @@ def _options(num_processes: int) -> list[str]:
     return [*words, "--multi_gpu"] if num_processes > 1 else words
 
 
-def _exit_code(code: int) -> int:
-    """A process that signal n ended has the code -n; a shell calls that 128 + n."""
-    return code if code >= 0 else 128 - code
+def _first(error: ChildFailedError) -> dict[int, int]:
+    """The exit codes of the processes that failed in the same second as the first one, by rank."""
+    first = min(failure.timestamp for failure in error.failures.values())
+    return {rank: failure.exitcode for rank, failure in error.failures.items() if failure.timestamp == first}
+
+
+def _exit_code(codes: Mapping[int, int], num_processes: int) -> int:
+    """That of a process whose own message told why it failed.
+
+    Args:
+        codes: by rank; -n where signal n ended it. SIGTERM is what the launcher sends to the rest.
+        num_processes: all of them.
+
+    Raises:
+        TrainError: another signal ended one, which could not say a word.
+    """
+    for rank, code in codes.items():
+        if code < 0 and code != -signal.SIGTERM:
+            raise TrainError(
+                f"process {rank} (of {num_processes}, counted from 0) was ended by {_name(-code)}, and the run with "
+                "it; SIGKILL is mostly for lack of memory. Go on from the last checkpoint: the same command with "
+                "--resume auto, on any number of processes that fits"
+            )
+    own = max(codes.values())
+    return own if own > 0 else 128 - own
+
+
+def _name(number: int) -> str:
+    """SIGKILL for 9."""
+    known = {one.value: one.name for one in signal.Signals}
+    return known.get(number, f"signal {number}")

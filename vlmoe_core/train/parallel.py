@@ -21,7 +21,7 @@ PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 LOW_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def build_accelerator(config: TrainConfig, num_micro: int, project_dir: str) -> Accelerator:
+def build_accelerator(config: TrainConfig, num_micro: int) -> Accelerator:
     """The process's place in the run, alone or as torchrun and Accelerate's launcher started it.
 
     Raises:
@@ -43,7 +43,7 @@ def build_accelerator(config: TrainConfig, num_micro: int, project_dir: str) -> 
         cpu=meets_on_cpu(),
         mixed_precision=PRECISIONS[config.precision],
         log_with=list(config.trackers) or None,
-        project_dir=project_dir,
+        project_dir=".",
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     ranks = accelerator.num_processes
@@ -156,20 +156,36 @@ def on_main(work: Callable[[], T]) -> T | None:
 
     Returns what the work returns, on rank 0; null on the other ranks.
     """
-    found: T | None = None
-    error: list[VlmoeError | None] = [None]
-    if not several_ranks() or dist.get_rank() == 0:
-        try:
-            found = work()
-        except VlmoeError as caught:
-            error = [caught]
-        except OSError as caught:
-            error = [TrainError(f"{caught.filename or 'a file'} can't be written: {caught.strerror or caught}")]
+    found, error = _attempt(work) if not several_ranks() or dist.get_rank() == 0 else (None, None)
+    told = [error]
     if several_ranks():
-        dist.broadcast_object_list(error)
-    if error[0] is not None:
-        raise error[0]
+        dist.broadcast_object_list(told)
+    if told[0] is not None:
+        raise told[0] from error
     return found
+
+
+def everywhere(work: Callable[[], T]) -> T:
+    """Do something on every rank, without collectives. An error that a user can mend, of any of them, is raised on all.
+
+    Returns what the work returns on this rank.
+    """
+    found, error = _attempt(work)
+    errors = [one for one in gather_objects(error) if one is not None]
+    if errors:
+        raise errors[0] from error
+    return found  # type: ignore[return-value]
+
+
+def _attempt(work: Callable[[], T]) -> tuple[T | None, VlmoeError | None]:
+    """What the work returns, or an error that a user can mend."""
+    try:
+        return work(), None
+    except VlmoeError as caught:
+        return None, caught
+    except OSError as caught:
+        place = caught.filename or "a file"
+        return None, TrainError(f"{place} can't be read or written: {caught.strerror or caught}")
 
 
 def from_main(value: T | None) -> T:

@@ -12,14 +12,14 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from vlmoe_core.checkpoint.layout import prune
 from vlmoe_core.checkpoint.metrics import metrics_offset
 from vlmoe_core.checkpoint.restore import named_optimizer_state
-from vlmoe_core.checkpoint.write import write_checkpoint
+from vlmoe_core.checkpoint.write import Companions
 from vlmoe_core.data.config import STREAMS
 from vlmoe_core.data.example import Record
 from vlmoe_core.data.loader import MicroBatch
 from vlmoe_core.errors import DataError, TrainError
+from vlmoe_core.moe.experts import expert_shares
 from vlmoe_core.objectives.learning import Learns
 from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.recipe.load import LoadedRecipe, dump_recipe
@@ -27,11 +27,14 @@ from vlmoe_core.tasks.task import Task, open_task
 from vlmoe_core.train.evaluate import Answers, evaluate, unigram_baseline
 from vlmoe_core.train.health import Alarm, HealthSummary, RouterHealth
 from vlmoe_core.train.interrupt import Interrupt
+from vlmoe_core.train.lost import lost_processes_told
 from vlmoe_core.train.metrics import MetricsLog
 from vlmoe_core.train.parallel import broadcast_buffers, end_processes, from_main, on_main, refuse_broken, refuse_codes
 from vlmoe_core.train.reporter import Reporter
+from vlmoe_core.train.saving import Keeping, Saving
 from vlmoe_core.train.session import RunOptions, Session, open_session
 from vlmoe_core.train.step import Stepper, StepResult
+from vlmoe_core.train.wrapping import num_parameters
 
 NOTHING_HELD_OUT = "data.eval has no readable example; mend its files, or take other ones"
 
@@ -114,10 +117,11 @@ def run_training(
         saves: is told of every checkpoint.
 
     Raises:
-        VlmoeError: see `open_session`; TrainError when a loss is not finite.
+        VlmoeError: see `open_session`; TrainError when a loss is not finite, or another process is gone.
     """
-    outcome = _train(loaded, options, reporter, watch, saves)
-    end_processes()
+    with lost_processes_told():
+        outcome = _train(loaded, options, reporter, watch, saves)
+        end_processes()
     return outcome
 
 
@@ -155,23 +159,32 @@ class Trainer:
             self.recipe.seed,
             self.recipe.data.on_error,
         )
+        accelerator = session.accelerator
+        keeping = Keeping(session.folder.path, self.recipe.train.keep_last, saves.held, self._saved)
+        self.saving = Saving(keeping, accelerator.process_index, accelerator.num_processes)
         self.alarm = Alarm()
         self.task = open_task(self.recipe.task) if self.recipe.task else None
 
     def fit(self, interrupt: Interrupt) -> int:
         """Train from the session's step to the last. Returns the number of broken examples that it met."""
-        session, train = self.session, self.recipe.train
+        session = self.session
         run = session.state.tracker_run
         session.accelerator.init_trackers(
             "vlmoe",
             config={"recipe": session.name},
             init_kwargs={"wandb": {"id": run, "resume": "allow"}, "trackio": {"name": run, "resume": "allow"}},
         )
-        parameters = sum(p.numel() for p in session.objective.parameters())
+        parameters = num_parameters(session.objective)
         self.reporter.started(self.recipe, session.folder.path, session.state.step, parameters)
         if session.state.step == 0:
             self._start_if_due()
             self._evaluate(with_baseline=True)
+        with self.saving:
+            return self._steps(interrupt)
+
+    def _steps(self, interrupt: Interrupt) -> int:
+        """As `fit`, but for what comes before the first step."""
+        session, train = self.session, self.recipe.train
         micros, broken = session.train_micros(), 0
         pace = Pace(sum(self.recipe.batch.size.of(stream) for stream in STREAMS))
         per_step = self.recipe.batch.num_micro // session.accelerator.num_processes
@@ -180,7 +193,8 @@ class Trainer:
             health = RouterHealth() if logs else None
             with pace.step():
                 drawn = list(islice(micros, per_step))
-                result = self.stepper(step, drawn, health, lambda: {"stop": interrupt.received is not None})
+                result = self.stepper(step, drawn, health, lambda: self._tell(interrupt))
+            self.saving.hear(result.told)
             broken += result.broken
             session.state = replace(session.state, step=step + 1, positions=self._positions(step + 1))
             if health is not None:
@@ -191,10 +205,14 @@ class Trainer:
             self.reporter.advanced(step + 1)
             improved = self._is_due(train.eval_every) and self._evaluate()
             if improved or result.told["stop"] or self._is_due(train.save_every):
-                on_main(self._save)
+                self._save()
             if result.told["stop"]:
                 break
         return broken
+
+    def _tell(self, interrupt: Interrupt) -> dict[str, float]:
+        """What this rank tells the others at each step."""
+        return {"stop": float(interrupt.received is not None), **self.saving.tell()}
 
     def _start_if_due(self) -> None:
         """Let an objective that learns beside gradients see the first micro-batches; all ranks begin as rank 0 does."""
@@ -276,24 +294,23 @@ class Trainer:
             (self.reporter.stepped if split == "train" else self.reporter.evaluated)(line)
 
     def _save(self) -> None:
-        """Write a checkpoint and remove those that are no longer kept. Rank 0 does so while the others wait."""
+        """Begin a checkpoint; it is whole some steps later, or when the run ends."""
         session = self.session
         scaler = session.accelerator.scaler
         state = replace(
             session.state,
-            metrics_offset=metrics_offset(session.folder.metrics),
+            metrics_offset=on_main(lambda: metrics_offset(session.folder.metrics)) or 0,
             scaler=scaler.state_dict() if scaler is not None else None,
         )
-        path = write_checkpoint(
-            session.folder.path,
+        self.saving.begin(
+            Companions(state, dump_recipe(self.recipe), session.folder.tokenizers),
             session.objective.state_dict(),
             named_optimizer_state(session.optimizer, session.objective.named_parameters()),
-            state,
-            dump_recipe(self.recipe),
-            session.folder.tokenizers,
+            expert_shares(session.objective),
         )
+
+    def _saved(self, path: Path) -> None:
         self.saves.on_saved(path)
-        prune(session.folder.path, self.recipe.train.keep_last, state.best_step, self.saves.held())
         self.reporter.saved(path)
 
 

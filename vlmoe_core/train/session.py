@@ -5,18 +5,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import ProjectConfiguration
 from torch import nn
 
-from vlmoe_core.checkpoint.layout import discard_after
+from vlmoe_core.checkpoint.layout import discard_after, latest_checkpoint
 from vlmoe_core.checkpoint.locate import resolve
 from vlmoe_core.checkpoint.metrics import cut_metrics
-from vlmoe_core.checkpoint.read import Checkpoint, read_checkpoint, read_latest
+from vlmoe_core.checkpoint.read import Checkpoint, Part, read_checkpoint, read_newest
 from vlmoe_core.checkpoint.restore import load_model_state, load_named_optimizer_state
 from vlmoe_core.checkpoint.state import RunState
 from vlmoe_core.data.loader import MicroBatch, MicroBatches, load_all
 from vlmoe_core.errors import RecipeError, UsageError
+from vlmoe_core.moe.experts import expert_shares
 from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.recipe.load import LoadedRecipe, dump_recipe
 from vlmoe_core.tasks.task import open_task
@@ -29,6 +32,8 @@ from vlmoe_core.train.mesh import Mesh, open_mesh
 from vlmoe_core.train.optim import build_optimizer
 from vlmoe_core.train.parallel import (
     build_accelerator,
+    everywhere,
+    from_main,
     hold_expert_copies,
     on_main,
     started_processes,
@@ -104,29 +109,28 @@ def open_session(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) 
         DataError, TokenizerError, CheckpointError: a source, tokenizer or checkpoint is missing or broken.
     """
     recipe = loaded.recipe
-    path, checkpoint = _where(loaded, options)
-    accelerator = build_accelerator(recipe.train, recipe.batch.num_micro, str(path))
+    accelerator = build_accelerator(recipe.train, recipe.batch.num_micro)
     mesh = open_mesh(recipe.parallel, recipe.model, accelerator.device.type)
+    path, checkpoint = _where(loaded, options, Part(accelerator.process_index, accelerator.num_processes))
+    accelerator.project_configuration = ProjectConfiguration(project_dir=str(path), logging_dir=str(path))
     _refuse_accumulation(recipe, accelerator.num_processes)
     on_main(lambda: _prepare_folder(path, recipe, options, checkpoint))
     folder = RunFolder(path)
-    start = open_start(recipe.init) if checkpoint is None else None
+    start = everywhere(lambda: open_start(recipe.init)) if checkpoint is None else None
     given = start.tokenizers(recipe) if start else Given()
     tokenizers = obtain_tokenizers(recipe, folder.tokenizers, reporter, given)
     train_data, eval_data = _open_data(recipe, tokenizers)
     with shared_out(mesh):
         objective = build_objective(recipe, None if reads_codes(recipe) else tokenizers.visual, tokenizers.labels)
     if start is not None and recipe.init_weights:
-        for note in start_from(objective, start, recipe, tokenizers.labels):
+        for note in everywhere(lambda: start_from(objective, start, recipe, tokenizers.labels)):
             reporter.note(note)
     if recipe.train.compile:
         compile_blocks(objective)
     model = wrap(accelerator, objective, mesh, recipe.train.precision)
     optimizer = build_optimizer(objective, recipe.optim, recipe.model.layers)
     if checkpoint is not None:
-        assert checkpoint.optimizer is not None, "_where refuses it"
-        load_model_state(objective, checkpoint.model)
-        load_named_optimizer_state(optimizer, objective.named_parameters(), checkpoint.optimizer)
+        everywhere(lambda: _restore(objective, optimizer, checkpoint))
     prepared: AcceleratedOptimizer = accelerator.prepare(optimizer)
     if not is_cut(objective):  # fully_shard gathers them in the precision of the run
         hold_expert_copies(objective, recipe.train)
@@ -150,6 +154,13 @@ def open_session(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) 
     )
 
 
+def _restore(objective: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
+    """Put back what this process holds of the weights and moments."""
+    assert checkpoint.optimizer is not None, "_where refuses it"
+    load_model_state(objective, checkpoint.model)
+    load_named_optimizer_state(optimizer, objective.named_parameters(), checkpoint.optimizer, expert_shares(objective))
+
+
 def _open_data(recipe: Recipe, tokenizers: Tokenizers) -> tuple[MicroBatches, MicroBatches]:
     """The training and the held-out data, with the stored codes that the recipe names."""
     train_data = build_dataset(recipe, recipe.data.train, tokenizers, training=True)
@@ -170,8 +181,8 @@ def _refuse_accumulation(recipe: Recipe, ranks: int) -> None:
     )
 
 
-def _where(loaded: LoadedRecipe, options: RunOptions) -> tuple[Path, Checkpoint | None]:
-    """The run folder, and the checkpoint from which the run goes on."""
+def _where(loaded: LoadedRecipe, options: RunOptions, part: Part) -> tuple[Path, Checkpoint | None]:
+    """The run folder, and the checkpoint from which the run goes on; each process checks a part of its bytes."""
     chosen = options.out or (Path(loaded.recipe.out) if loaded.recipe.out else None)
     default = default_folder(loaded.name)
     if options.resume is None:
@@ -179,9 +190,11 @@ def _where(loaded: LoadedRecipe, options: RunOptions) -> tuple[Path, Checkpoint 
     if options.overwrite:
         raise UsageError("--resume goes on with a run and --overwrite replaces it; give one of them")
     if options.resume == "auto":
-        return chosen or default, read_latest(chosen or default)
-    step = resolve(Path(options.resume))
-    run, checkpoint = _run_of(step), read_checkpoint(step, verify="sha256")
+        newest = from_main(latest_checkpoint(chosen or default))
+        return chosen or default, None if newest is None else everywhere(lambda: read_newest(newest, part))
+    resume = Path(options.resume)
+    step = everywhere(lambda: resolve(resume))
+    run, checkpoint = _run_of(step), everywhere(lambda: read_checkpoint(step, "sha256", part))
     if checkpoint.optimizer is None:
         raise UsageError(
             f"{options.resume} holds a model without its optimiser, so no run can go on from it; start a new one from "

@@ -49,7 +49,7 @@ def wrap(accelerator: Accelerator, objective: nn.Module, mesh: Mesh, precision: 
     changes the objective itself.
     """
     if mesh.world is not None and mesh.shard == "full":
-        _cut(objective, mesh, LOW_DTYPES.get(precision))
+        cut_weights(objective, mesh, LOW_DTYPES.get(precision))
         cut: nn.Module = accelerator.prepare_model(objective, evaluation_mode=True)  # no DistributedDataParallel
         return cut
     shares = [name for name, _ in shared_parameters(objective)]
@@ -69,20 +69,36 @@ def shared_parameters(objective: nn.Module) -> Iterator[tuple[str, nn.Parameter]
             yield from ((f"{prefix}.{name}", parameter) for name, parameter in module.named_parameters())
 
 
+def num_parameters(objective: nn.Module) -> int:
+    """Of the whole objective, on all processes together."""
+    here = sum(parameter.numel() for parameter in objective.parameters())
+    elsewhere = (
+        parameter.numel() // experts.share.count * (experts.share.total - experts.share.count)
+        for experts in objective.modules()
+        if isinstance(experts, Experts)
+        for parameter in experts.parameters()
+    )
+    return here + sum(elsewhere)
+
+
 def is_cut(objective: nn.Module) -> bool:
     """Whether fully_shard has cut the parameters."""
     return isinstance(objective, FSDPModule)
 
 
-def _cut(objective: nn.Module, mesh: Mesh, low: torch.dtype | None) -> None:
-    """Cut the experts over the replicas of their share, block by block all else over all processes."""
+def cut_weights(objective: nn.Module, mesh: Mesh, low: torch.dtype | None) -> None:
+    """Cut the experts over the replicas of their share, block by block all else over all processes.
+
+    Scalars (temperatures) can't be cut; they and their gradients are left to `Gradients`.
+    """
     assert mesh.grid is not None and mesh.world is not None, "several processes"
+    scalars = {parameter for parameter in objective.parameters() if parameter.ndim == 0}
     for experts in [module for module in objective.modules() if isinstance(module, Experts)]:
         _cut_experts(experts, mesh, low)
     for block in [module for module in objective.modules() if isinstance(module, Block)]:
         if any(True for _ in block.parameters()):
-            fully_shard(block, mesh=mesh.world)
-    fully_shard(objective, mesh=mesh.world)
+            fully_shard(block, mesh=mesh.world, ignored_params=scalars)
+    fully_shard(objective, mesh=mesh.world, ignored_params=scalars)
 
 
 def _cut_experts(experts: Experts, mesh: Mesh, low: torch.dtype | None) -> None:
@@ -98,3 +114,4 @@ def _cut_experts(experts: Experts, mesh: Mesh, low: torch.dtype | None) -> None:
     cut = fully_shard(experts, mesh=mesh.grid["data"], mp_policy=policy, shard_placement_fn=lambda parameter: place)
     if mesh.data > 1:
         cut.set_gradient_divide_factor(float(mesh.size))
+        cut.set_force_sum_reduction_for_comms(True)  # gloo can't divide while it sums

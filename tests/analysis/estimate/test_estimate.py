@@ -16,7 +16,7 @@ from vlmoe_core.analysis.estimate.caveats import modelled_otherwise, not_counted
 from vlmoe_core.analysis.estimate.estimate import Machine, estimate
 from vlmoe_core.analysis.estimate.fake import build_on_meta
 from vlmoe_core.analysis.estimate.inputs import hidden_of
-from vlmoe_core.analysis.estimate.memory import estimate_memory
+from vlmoe_core.analysis.estimate.memory import follow_steps, memory_of
 from vlmoe_core.analysis.estimate.parameters import Parameters, count_parameters
 from vlmoe_core.data.config import STREAMS
 from vlmoe_core.errors import UsageError
@@ -132,7 +132,7 @@ def test_hidden_words_and_patches() -> None:
 
 
 def test_tokens_of_an_expert() -> None:
-    found = estimate(recipe_of(TINY, micro=3, num_micro=4), Machine(devices=4))
+    found = estimate(recipe_of(TINY, micro=3, num_micro=4), Machine(world=4))
     groups = {(group.stream, group.pool): group for group in found.groups}
     assert set(groups) == {("image", "vision"), ("text", "text"), ("pair", "vision"), ("pair", "text")}
     text, pair = groups["text", "text"], groups["pair", "vision"]
@@ -145,23 +145,24 @@ def test_tokens_of_an_expert() -> None:
 
 
 def test_hours_need_a_rate() -> None:
-    recipe = recipe_of(TINY, num_micro=2, streams=("image",))
+    recipe = recipe_of(TINY, num_micro=2)
     assert estimate(recipe, Machine()).hours is None
-    found = estimate(recipe, Machine(devices=2, tflops=0.5))
+    found = estimate(recipe, Machine(world=2, tflops=0.5))
     assert found.hours == pytest.approx(10 * found.step_flops / (2 * 0.5e12) / 3600)
 
 
 def test_devices_that_do_not_share_a_step_evenly() -> None:
-    with pytest.raises(UsageError, match=r"^4 micro-batches a step .* to 3 devices; .* fit: 1, 2, 4; or change"):
-        estimate(recipe_of(TINY, num_micro=4), Machine(devices=3))
+    with pytest.raises(UsageError, match=r"^4 micro-batches a step .* to 3 processes; .* fit: 1, 2, 4; or change"):
+        estimate(recipe_of(TINY, num_micro=4), Machine(world=3))
 
 
 def test_it_says_what_it_leaves_out_and_assumes() -> None:
     loop = {"preset": "tiny", "moe": {"text": {"num_experts": 2, "experts": "loop"}}, "sub_norm": True}
     recipe = recipe_of(loop, train={"compile": True})
     left_out = "\n".join(not_counted(recipe, "gpu"))
-    for part in ("buffers of communication", "fragments", "CUDA context", "data loader", "visual tokenizer (codebook)"):
+    for part in ("fragments", "CUDA context", "data loader", "visual tokenizer (codebook)"):
         assert part in left_out
+    assert "buffers" not in left_out and "library of communication" in "\n".join(not_counted(recipe, "gpu", 2))
     assumed = "\n".join(modelled_otherwise(recipe, "gpu", 7))
     assert "7 labels" in assumed and "moe.text.experts is loop" in assumed and "train.compile" in assumed
     assert "CUDA" not in "\n".join(not_counted(recipe, "cpu"))
@@ -176,7 +177,7 @@ def test_it_says_what_it_leaves_out_and_assumes() -> None:
 def test_experts_with_norms_of_their_own() -> None:
     loop = {"preset": "tiny", "layers": 2, "moe": {"text": {"num_experts": 2, "experts": "loop"}}, "sub_norm": True}
     recipe = recipe_of(loop)
-    memory, parameters = estimate_memory(recipe, NO_LABELS)[0], parameters_of(recipe)
+    memory, parameters = memory_of(recipe, NO_LABELS, "gpu", follow_steps(recipe, NO_LABELS)), parameters_of(recipe)
     assert memory.plain.sparse > 0
     assert memory.weights == memory.gradients == 4 * parameters.total and memory.moments == 8 * parameters.total
     assert memory.checkpoint == 12 * parameters.total
@@ -189,6 +190,7 @@ def test_as_json() -> None:
     assert told["flops"]["step"] == found.step_flops and set(told["flops"]["examples"]) == {"text", "pair"}
     assert told["memory"]["peak"] == told["memory"]["plain"]["peak"] == found.memory.peak(False)
     assert told["memory"]["checkpointed"]["peak"] == found.memory.peak(True)
+    assert told["world"] is None and told["memory"]["plain"]["worst_peak"] == told["memory"]["peak"]
     assert (told["time"]["tflops"], told["time"]["hours"]) == (2.0, found.hours)
 
 

@@ -7,12 +7,15 @@ from typing import Any
 from vlmoe_core.analysis.estimate.caveats import modelled_otherwise, not_counted
 from vlmoe_core.analysis.estimate.fake import Device, build_on_meta
 from vlmoe_core.analysis.estimate.flops import Flops, example_flops, step_flops
-from vlmoe_core.analysis.estimate.memory import Memory, StepMemory, estimate_memory
+from vlmoe_core.analysis.estimate.memory import Memory, Steps, follow_steps, memory_of
 from vlmoe_core.analysis.estimate.parameters import Parameters, count_parameters
+from vlmoe_core.analysis.estimate.rehearsal import Rehearsal, rehearsed, shares_experts
 from vlmoe_core.analysis.estimate.routing import Group
+from vlmoe_core.analysis.estimate.world import check_world
 from vlmoe_core.data.config import StreamName
 from vlmoe_core.errors import UsageError
 from vlmoe_core.recipe.config import Recipe
+from vlmoe_core.tasks.labels import Labels
 from vlmoe_core.tasks.task import open_task
 from vlmoe_core.train.stand_ins import MADE_UP_LABELS, stand_in_labels
 
@@ -23,10 +26,15 @@ class Machine:
 
     device: Device = "gpu"
     """Kind of device."""
-    devices: int = 1
-    """How many; each computes its share of a step's micro-batches."""
+    world: int | None = None
+    """How many, each with its share of a step's micro-batches and of the model; null: one, that holds everything."""
     tflops: float | None = None
     """Sustained rate of one device, in 10^12 operations a second; null: no time is estimated."""
+
+    @property
+    def devices(self) -> int:
+        """How many there are."""
+        return self.world or 1
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,10 @@ class Estimate:
     """Tokens and places of the experts."""
     memory: Memory
     """Of one device."""
+    worst: Memory
+    """The same, if tokens choose the experts of that device as long as these have places."""
+    rehearsal: Rehearsal | None
+    """What several devices would do together; null: there is one."""
     machine: Machine
     """What it was asked for."""
     hours: float | None
@@ -68,20 +80,27 @@ class Estimate:
             },
             "routing": {"how": "exact", "groups": [_group(group) for group in self.groups]},
             "memory": {
-                "how": {"always": "exact", "gradients": "exact", "steps": "counted", "buckets": "modelled"},
+                "how": {"always": "exact", "gradients": "exact", "steps": "counted", "buckets": "exact"},
                 "device": memory.device,
                 "weights": memory.weights,
                 "copies": memory.copies,
                 "gradients": memory.gradients,
                 "moments": memory.moments,
                 "buckets": memory.buckets,
-                "plain": _step(memory, memory.plain, False),
-                "checkpointed": _step(memory, memory.checkpointed, True),
+                "plain": _step(memory, self.worst, False),
+                "checkpointed": _step(memory, self.worst, True),
                 "activation_checkpointing": memory.checkpoints,
                 "peak": memory.peak(),
             },
+            "world": None if self.rehearsal is None else self.rehearsal.as_json(),
             "checkpoint": {"how": "exact", "bytes": memory.checkpoint},
-            "time": {"how": "modelled", **asdict(self.machine), "hours": self.hours},
+            "time": {
+                "how": "modelled",
+                "device": self.machine.device,
+                "devices": self.machine.devices,
+                "tflops": self.machine.tflops,
+                "hours": self.hours,
+            },
             "labels": self.labels,
             "not_counted": self.not_counted,
             "otherwise": self.otherwise,
@@ -99,36 +118,39 @@ def estimate(recipe: Recipe, machine: Machine, num_labels: int | None = None) ->
     Raises:
         UsageError: the step's micro-batches can't be dealt to so many devices; or the data decide on no labels, and a
             number of them was given.
+        RecipeError: so many devices can't share the experts as the recipe says.
     """
-    _check_devices(recipe, machine.devices)
+    world = machine.devices
+    if machine.world is not None:
+        check_world(recipe, world)
     count = _num_labels(recipe, num_labels)
     labels = stand_in_labels(recipe, count or 0)
     flops = example_flops(recipe, labels)
     step = step_flops(recipe, flops)
-    memory, groups = estimate_memory(recipe, labels, machine.device, machine.devices)
+    even = follow_steps(recipe, labels, machine.device, world)
+    worst = even
+    if shares_experts(recipe, world):
+        worst = follow_steps(recipe, labels, machine.device, world, "one-sided")
     return Estimate(
         parameters=count_parameters(recipe, build_on_meta(recipe, labels)),
         flops=flops,
         flops_how="modelled" if recipe.task is None else "counted",
         step_flops=step,
-        groups=groups,
-        memory=memory,
+        groups=even.plain.groups,
+        memory=memory_of(recipe, labels, machine.device, even),
+        worst=memory_of(recipe, labels, machine.device, worst),
+        rehearsal=_rehearsal(recipe, labels, world, even, worst),
         machine=machine,
-        hours=None if machine.tflops is None else _hours(step * recipe.train.steps, machine.tflops * machine.devices),
+        hours=None if machine.tflops is None else _hours(step * recipe.train.steps, machine.tflops * world),
         labels=count,
-        not_counted=tuple(not_counted(recipe, machine.device)),
-        otherwise=tuple(modelled_otherwise(recipe, machine.device, count)),
+        not_counted=tuple(not_counted(recipe, machine.device, world)),
+        otherwise=tuple(modelled_otherwise(recipe, machine.device, count, machine.world)),
     )
 
 
-def _check_devices(recipe: Recipe, devices: int) -> None:
-    micros = recipe.batch.num_micro
-    if micros % devices:
-        fits = [n for n in range(1, micros + 1) if micros % n == 0]
-        raise UsageError(
-            f"{micros} micro-batches a step (batch.size / batch.micro) can't be dealt to {devices} devices; these "
-            f"numbers of devices fit: {', '.join(map(str, fits))}; or change batch.micro"
-        )
+def _rehearsal(recipe: Recipe, labels: Labels, world: int, even: Steps, worst: Steps) -> Rehearsal | None:
+    """Of the first process, which holds the most, and the last, which holds the least."""
+    return None if world == 1 else rehearsed(recipe, labels, world, (0, world - 1), even.own, worst.own)
 
 
 def _num_labels(recipe: Recipe, said: int | None) -> int | None:
@@ -150,5 +172,7 @@ def _group(group: Group) -> dict[str, Any]:
     return {**asdict(group), **derived}
 
 
-def _step(memory: Memory, step: StepMemory, checkpointed: bool) -> dict[str, Any]:
-    return {**asdict(step), "activations": step.activations, "peak": memory.peak(checkpointed)}
+def _step(memory: Memory, worst: Memory, checkpointed: bool) -> dict[str, Any]:
+    step = memory.step(checkpointed)
+    peaks = {"peak": memory.peak(checkpointed), "worst_peak": worst.peak(checkpointed)}
+    return {**asdict(step), "activations": step.activations, **peaks}

@@ -13,8 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from vlmoe_core.analysis.estimate.inputs import blank_batch, pictures_of, repeated, streams_of
+from vlmoe_core.analysis.estimate.world import ALONE
 from vlmoe_core.data.batch import Batch
-from vlmoe_core.data.config import StreamName
+from vlmoe_core.data.config import STREAMS, StreamName
 from vlmoe_core.model.attention import Attention, ModalityAttention
 from vlmoe_core.moe.experts import Experts
 from vlmoe_core.objectives.kinds.vqkd import VQKDTraining
@@ -23,8 +24,10 @@ from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.tasks.kinds.retrieval import Matching
 from vlmoe_core.tasks.labels import Labels
 from vlmoe_core.train.build import build_objective
+from vlmoe_core.train.mesh import Mesh
 from vlmoe_core.train.parallel import LOW_DTYPES, hold_expert_copies
 from vlmoe_core.train.stand_ins import NoiseTeacher
+from vlmoe_core.train.wrapping import cut_weights, shared_out
 
 Device = Literal["gpu", "cpu"]
 FEW = 2
@@ -37,12 +40,13 @@ def _as_on_a_gpu(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-def build_on_meta(recipe: Recipe, labels: Labels, device: Device = "gpu") -> nn.Module:
+def build_on_meta(recipe: Recipe, labels: Labels, device: Device = "gpu", mesh: Mesh = ALONE) -> nn.Module:
     """The objective in training mode on the meta device, whose attention computes as on such a device.
 
-    Experts of all implementations compute as `grouped`: the others have shapes that depend on numbers.
+    Experts of all implementations compute as `grouped`: the others have shapes that depend on numbers. Of experts that
+    processes share, those of this process are there.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), shared_out(mesh):
         objective = build_objective(recipe, None, labels)
         if isinstance(objective, Matching):
             objective = _FixedNegatives(objective.config, objective.encoder)
@@ -70,16 +74,24 @@ def _with_unused(experts: nn.Module, inputs: tuple[Any, ...], y_TD: Tensor) -> T
     return y_TD + sum(parameter.sum() for parameter in experts.get_submodule("unused").parameters())
 
 
-def make_fake(objective: nn.Module, recipe: Recipe) -> None:
-    """Turn an objective of the meta device into fake tensors, with expert copies; called inside `FakeTensorMode`."""
+def make_fake(objective: nn.Module, recipe: Recipe, mesh: Mesh = ALONE) -> None:
+    """Turn an objective of the meta device into fake tensors, cut or with expert copies, as the processes of the mesh
+    hold it; called inside `FakeTensorMode`."""
     # Module.to_empty would compute with the meta tensors, which are not fake; here their shapes alone are read.
     objective._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device="cpu"))  # type: ignore[no-untyped-call]
-    hold_expert_copies(objective, recipe.train)
+    if mesh.world is not None and mesh.shard == "full":
+        cut_weights(objective, mesh, LOW_DTYPES.get(recipe.train.precision))
+    else:
+        hold_expert_copies(objective, recipe.train)
 
 
 def fake_batches(recipe: Recipe, examples: Mapping[StreamName, int]) -> dict[StreamName, Batch]:
-    """A micro-batch of so many examples of each stream, texts of the greatest length."""
-    return {s: blank_batch(recipe, s, examples[s], pictures_of(recipe)) for s in streams_of(recipe)}
+    """A micro-batch of so many examples of each stream, texts of the greatest length.
+
+    In pretraining a stream that the run does not have is an empty batch, as in the run itself.
+    """
+    streams = STREAMS if recipe.task is None else streams_of(recipe)
+    return {stream: blank_batch(recipe, stream, examples.get(stream, 0), pictures_of(recipe)) for stream in streams}
 
 
 def forward(recipe: Recipe, objective: nn.Module, batches: Mapping[StreamName, Batch]) -> tuple[Loss, Tensor]:

@@ -88,8 +88,7 @@ def _skipped(model: ModelConfig, layer: int, image_tokens: int, text_tokens: int
         return 0
     tokens = {"vision": image_tokens, "text": text_tokens}
     last = model.passed(layer, [modality for modality, number in tokens.items() if number])[-1]
-    moe = model.sparse(last, layer)
-    if moe is not None and not moe.shared_expert:  # the experts' operator keeps its outputs
+    if model.sparse(last, layer) is not None:  # the experts' operator, which keeps its outputs, comes last
         return 0
     return 2 * model.hidden * model.dim * tokens.get(last, image_tokens + text_tokens)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vlmoe_core.data.batch import Batch
+from vlmoe_core.data.collate import MODALITY
 from vlmoe_core.data.config import STREAMS, StreamName
 from vlmoe_core.objectives.config import Hidden
 from vlmoe_core.objectives.masking import num_masked
@@ -61,10 +62,11 @@ def blank_batch(recipe: Recipe, stream: StreamName, examples: int, pictures: int
         sequence_of_text=_numbers(tokens),
         example_of_sequence=_numbers(sequences),
         positions=_numbers(examples),
-        longest_text=length,
+        longest_text=length if examples else 0,
         num_masked_patches=images * hidden.patches,
         num_masked_words=sequences * hidden.words,
         codes_IP=torch.zeros(images, patches, dtype=torch.int64),
+        only=MODALITY[stream],
     )
 
 

@@ -3,15 +3,35 @@
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakIdKeyDictionary
 
 Scratch = Callable[[Any, tuple[Any, ...]], int]
 """(operator, its arguments) -> bytes that it takes for itself while it runs."""
+RESIZING = ("c10d", "fsdp")
+"""Operators around which fully_shard gives back, and takes again, the memory of tensors that stay."""
+
+
+def held(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    if isinstance(tensor, DTensor):
+        local: Tensor = tensor.detach().to_local()  # type: ignore[attr-defined]
+        return local
+    return tensor
+
+
+@dataclass
+class _Seen:
+    """Memory that is followed."""
+
+    part: str
+    size: int
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -33,12 +53,28 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._scratch = scratch
         self._seen = WeakIdKeyDictionary()
         for tensor in known:
-            self._seen[tensor.untyped_storage()] = True
+            self._seen[held(tensor).untyped_storage()] = None
 
     @property
     def total(self) -> int:
         """Bytes alive."""
         return sum(self.alive.values())
+
+    def move(self, tensors: Iterable[Tensor], part: str) -> None:
+        """Count the memory of these tensors to another part than that which made them."""
+        for tensor in tensors:
+            seen: _Seen | None = self._seen.get(held(tensor).untyped_storage())  # type: ignore[no-untyped-call]
+            if seen is not None:
+                self.alive[seen.part] -= seen.size
+                self.alive[part] += seen.size
+                seen.part = part
+
+    def measure(self) -> None:
+        """Look at the size of all memory once more."""
+        for storage, seen in list(self._seen.items()):  # type: ignore[no-untyped-call]
+            if seen is not None and storage.nbytes() != seen.size:
+                self.alive[seen.part] += storage.nbytes() - seen.size
+                seen.size = storage.nbytes()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -47,7 +83,9 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         results = func(*args, **(kwargs or {}))
         for tensor in tree_iter(results):
             if isinstance(tensor, Tensor):
-                self._add(tensor)
+                self._add(held(tensor))
+        if func.namespace in RESIZING:
+            self.measure()
         self.peak = max(self.peak, self.total + self._scratch(func, args))
         return results
 
@@ -55,9 +93,9 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         storage = tensor.untyped_storage()
         if storage in self._seen:
             return
-        self._seen[storage] = True
-        self.alive[self.part] += storage.nbytes()
-        weakref.finalize(storage, self._remove, self.part, storage.nbytes())
+        seen = self._seen[storage] = _Seen(self.part, storage.nbytes())
+        self.alive[seen.part] += seen.size
+        weakref.finalize(storage, self._remove, seen)
 
-    def _remove(self, part: str, size: int) -> None:
-        self.alive[part] -= size
+    def _remove(self, seen: _Seen) -> None:
+        self.alive[seen.part] -= seen.size

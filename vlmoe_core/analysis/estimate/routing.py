@@ -50,6 +50,8 @@ def groups_of(loss: Loss, num_micro: int) -> tuple[Group, ...]:
     for stream, routed in loss.routed:
         plan = routed.plan
         tokens, choices = plan.expert_TK.shape[0], plan.expert_TK.numel()
+        if tokens == 0:  # a stream that the run does not have
+            continue
         found[(stream, routed.pool, plan.num_experts, tokens, choices, plan.capacity)] += 1
     return tuple(
         Group(stream, pool, layers, experts, tokens, choices, capacity, num_micro)

@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from vlmoe_core.errors import RecipeError
 from vlmoe_core.moe.experts import Linear
 from vlmoe_core.moe.plan import Assignment
+from vlmoe_core.moe.uncompiled import uncompiled
 
 _COMMIT = "82af7aad"
 _LARGEST_INDEX = 2**31 - 1
@@ -46,7 +47,7 @@ def run(x_TD: Tensor, plan: Assignment, up: Linear, down: Linear, dropout_CH: No
     Raises:
         RecipeError: Tutel is not installed, or its kernels lack the dtype, the device or the size.
     """
-    return _called(_alone, x_TD, plan, up, down)
+    return uncompiled(_alone)(x_TD, plan, up, down)
 
 
 def run_in_group(x_TD: Tensor, plan: Assignment, up: Linear, down: Linear, group: dist.ProcessGroup) -> Tensor:
@@ -58,15 +59,7 @@ def run_in_group(x_TD: Tensor, plan: Assignment, up: Linear, down: Linear, group
     Raises:
         RecipeError: as `run`, or Tutel is told to leave out its exchange.
     """
-    return _called(_in_group, x_TD, plan, up, down, group)
-
-
-def _called(compute: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """What `compute` returns. The compiler can't look into the kernels: a compiled graph breaks here."""
-    # Decorating would load the compiler at import.
-    disable: Any = torch.compiler.disable
-    y_TD: Tensor = (disable(compute) if torch.compiler.is_compiling() else compute)(*arguments)
-    return y_TD
+    return uncompiled(_in_group)(x_TD, plan, up, down, group)
 
 
 def _alone(x_TD: Tensor, plan: Assignment, up: Linear, down: Linear) -> Tensor:

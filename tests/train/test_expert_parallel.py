@@ -1,0 +1,491 @@
+"""Experts shared by processes, and weights cut over them: whatever the mesh, a run is that of one process."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from tests.train.support import Child, free_port, fresh_process, metrics, on_ranks, tiny
+from tests.train.tasks_support import tuned
+from tests.train.test_broken import pictures
+from tests.train.test_broken import recipe as picture_recipe
+from tests.train.test_ranks import EXACT, FOUR_MICROS, LONG, Gradients, assert_close
+from vlmoe_core.data.loader import MicroBatch, MicroBatches
+from vlmoe_core.moe.experts import ExpertLinear, Experts, expert_shares
+from vlmoe_core.objectives.loss import Loss
+from vlmoe_core.recipe.load import LoadedRecipe
+from vlmoe_core.train.build import build_dataset, build_objective
+from vlmoe_core.train.fitting import obtain_tokenizers
+from vlmoe_core.train.health import RouterHealth
+from vlmoe_core.train.mesh import Mesh, open_mesh
+from vlmoe_core.train.optim import FACTOR, build_optimizer
+from vlmoe_core.train.parallel import build_accelerator
+from vlmoe_core.train.reporter import Reporter
+from vlmoe_core.train.run import run_training
+from vlmoe_core.train.session import RunOptions, open_session
+from vlmoe_core.train.step import Stepper
+from vlmoe_core.train.wrapping import num_parameters, shared_out, wrap
+
+CLIP = 0.1
+ADAM_STEPS = 20
+
+EIGHT_MICROS = "batch={size: {image: 16, text: 16, pair: 16}, micro: {image: 2, text: 2, pair: 2}}"
+SUBJECTS: Mapping[str, tuple[str, ...]] = {
+    "exact": (*EXACT, f"optim.clip_norm={CLIP}", "train.steps=20"),
+    "few": (*EXACT, f"optim.clip_norm={CLIP}", "model.moe.text.num_experts=2", "model.moe.vision.num_experts=2"),
+    "mixed": (
+        *EXACT,
+        EIGHT_MICROS,
+        "optim.clip_norm=null",
+        "train.activation_checkpointing=true",
+        "model.moe.text.router=cosine",  # its temperature is a scalar, which can not be cut
+    ),
+    "frozen experts": (*EXACT, "train.freeze=[experts]"),
+    "frozen routers": (*EXACT, "train.freeze=[routers]"),
+}
+"""What is trained: the tiny recipe with noise, drop path, capacity, expert dropout and balance losses on, and more."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """A subject and a mesh."""
+
+    subject: str
+    ranks: int
+    expert: int = 1
+    shard: str = "none"
+
+    def __str__(self) -> str:
+        return f"{self.subject}, {self.ranks} ranks, expert {self.expert}, shard {self.shard}"
+
+
+SIZES = [(2, 1), (2, 2), (4, 1), (4, 2), (4, 4)]
+FOLLOWED = [
+    Way("exact", 2, 2),
+    Way("exact", 4, 1),
+    Way("exact", 4, 4),
+    Way("exact", 4, 2, "full"),
+]
+"""Those that are trained on with AdamW."""
+WAYS = [
+    *(Way("exact", ranks, expert, shard) for shard in ("none", "full") for ranks, expert in SIZES),
+    Way("few", 4, 1, "full"),
+    Way("few", 4, 2, "full"),
+    Way("few", 4, 2, "none"),
+    Way("mixed", 4, 2, "full"),
+    Way("mixed", 2, 2, "none"),
+    Way("frozen experts", 2, 2, "none"),
+    Way("frozen experts", 4, 2, "full"),
+    Way("frozen routers", 2, 2, "full"),
+    Way("frozen routers", 4, 2, "none"),
+]
+
+
+@dataclass
+class Built:
+    """Everything that takes steps."""
+
+    objective: nn.Module
+    mesh: Mesh
+    stepper: Stepper
+    data: MicroBatches
+    num_micro: int
+
+    def micros(self, step: int) -> list[MicroBatch]:
+        """This rank's micro-batches of a step."""
+        accelerator = self.stepper.accelerator
+        first, last = step * self.num_micro, (step + 1) * self.num_micro
+        numbers = range(first + accelerator.process_index, last, accelerator.num_processes)
+        return [self.data[number] for number in numbers]
+
+    def whole(self, part: Callable[[nn.Parameter], Tensor | None]) -> Gradients:
+        """Something of every parameter, from all processes together, as one process would hold it."""
+        shared = {name for name, share in expert_shares(self.objective).items() if not share.whole}
+        found = {}
+        for name, parameter in self.objective.named_parameters():
+            if (tensor := part(parameter)) is None:
+                continue
+            tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            if any(name.startswith(f"{experts}.") for experts in shared):
+                tensor = self._side_by_side(tensor.detach())
+            found[name] = tensor.detach().numpy().copy()
+        return found
+
+    def _side_by_side(self, tensor: Tensor) -> Tensor:
+        assert self.mesh.grid is not None
+        parts = [torch.empty_like(tensor) for _ in range(self.mesh.expert)]
+        dist.all_gather(parts, tensor.contiguous(), group=self.mesh.grid.get_group("expert"))
+        return torch.cat(parts)
+
+
+def build(loaded: LoadedRecipe, folder: Path, sgd: bool = False) -> Built:
+    """As a session does, in float64."""
+    fresh_process()
+    recipe = loaded.recipe
+    accelerator = build_accelerator(recipe.train, recipe.batch.num_micro)
+    tokenizers = obtain_tokenizers(recipe, folder, Reporter())
+    mesh = open_mesh(recipe.parallel, recipe.model, accelerator.device.type)
+    with shared_out(mesh):
+        objective = build_objective(recipe, tokenizers.visual).double()
+    model = wrap(accelerator, objective, mesh, recipe.train.precision)
+    optimizer: torch.optim.Optimizer = build_optimizer(objective, recipe.optim, recipe.model.layers)
+    if sgd:
+        groups = [{key: group[key] for key in ("params", FACTOR)} for group in optimizer.param_groups]
+        optimizer = torch.optim.SGD(groups, lr=1.0)
+    prepared: AcceleratedOptimizer = accelerator.prepare(optimizer)
+    stepper = Stepper(accelerator, model, mesh, prepared, recipe.optim, recipe.train.steps, recipe.seed)
+    data = build_dataset(recipe, recipe.data.train, tokenizers, training=True)
+    return Built(objective, mesh, stepper, data, recipe.batch.num_micro)
+
+
+def one_sgd_step(loaded: LoadedRecipe, folder: Path) -> dict[str, Any]:
+    """Gradient (clipped) and weights of one step, and how the parameters lie."""
+    built = build(loaded, folder, sgd=True)
+    health = RouterHealth()
+    before = built.whole(lambda p: p)
+    result = built.stepper(0, built.micros(0), health)
+    return {
+        "before": before,
+        "losses": dict(result.losses),
+        "norm": result.grad_norm,
+        "gradients": built.whole(lambda p: p.grad),
+        "weights": built.whole(lambda p: p),
+        "health": dict(health.summary().figures),
+        "size": num_parameters(built.objective),
+        "lie": {name: lie(p) for name, p in built.objective.named_parameters()},
+        "experts": [name for name, module in built.objective.named_modules() if isinstance(module, Experts)],
+    }
+
+
+def adam_steps(loaded: LoadedRecipe, folder: Path) -> dict[str, Any]:
+    """Losses, norms and health of each step; weights, moments and router biases at the end."""
+    built = build(loaded, folder)
+    told = []
+    for step in range(ADAM_STEPS):
+        health = RouterHealth()
+        result = built.stepper(step, built.micros(step), health)
+        told.append({**result.losses, "norm": result.grad_norm or 0.0, **health.summary().figures})
+    state = built.stepper.optimizer.state
+    return {
+        "told": told,
+        "weights": built.whole(lambda p: p),
+        "moments": built.whole(lambda p: state[p]["exp_avg"]),
+        "biases": {n: b.numpy().copy() for n, b in built.objective.named_buffers() if n.endswith("router.bias")},
+    }
+
+
+def lie(parameter: nn.Parameter) -> dict[str, Any]:
+    """How a parameter is cut: placement, ranks, its shape on all of them and here."""
+    if not isinstance(parameter, DTensor):
+        return {"cut": False, "shape": tuple(parameter.shape)}
+    mesh = parameter.device_mesh
+    return {
+        "cut": True,
+        "placements": [str(placement) for placement in parameter.placements],
+        "ranks": mesh.mesh.tolist(),
+        "shape": tuple(parameter.shape),
+        "here": tuple(parameter.to_local().shape),
+        "grad": type(parameter.grad) is type(parameter) or isinstance(parameter.grad, DTensor),
+    }
+
+
+def go(recipes: Mapping[str, tuple[LoadedRecipe, bool]], folder: Path) -> dict[str, dict[str, Any]]:
+    """For a child: a step of each recipe, and 20 with AdamW of some."""
+    found = {}
+    for name, (loaded, follows) in recipes.items():
+        found[name] = one_sgd_step(loaded, folder / "tokenizers")
+        if follows:
+            found[name]["adam"] = adam_steps(loaded, folder / "tokenizers")
+    return found
+
+
+Found = Callable[[Way], tuple[dict[str, Any], list[dict[str, Any]]]]
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """What one process found of a way's subject, and what each rank found on its mesh."""
+    folder = tmp_path_factory.mktemp("exact")
+
+    def recipes(ways: Sequence[Way]) -> dict[str, tuple[LoadedRecipe, bool]]:
+        meshes = {str(way): (way, f"parallel={{expert: {way.expert}, shard: {way.shard}}}") for way in ways}
+        return {n: (tiny(folder, *SUBJECTS[w.subject], m), follows(w)) for n, (w, m) in meshes.items()}
+
+    def follows(way: Way) -> bool:
+        return way in FOLLOWED or way == Way("exact", 1)
+
+    subjects = {way.subject for way in WAYS}
+    alone = Child(go, recipes([Way(subject, 1) for subject in sorted(subjects)]), folder).answer()
+    several = {n: on_ranks(n, go, recipes([w for w in WAYS if w.ranks == n]), folder) for n in (2, 4)}
+    for answers in ([alone], *several.values()):
+        assert all(isinstance(answer, dict) for answer in answers), answers
+    return lambda way: (alone[str(Way(way.subject, 1))], [answer[str(way)] for answer in several[way.ranks]])
+
+
+CUT = [way for way in WAYS if way.shard == "full"]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_every_process_knows_the_size_of_the_whole_model(exact: Found, way: Way) -> None:
+    alone, found = exact(way)
+    weights = sum(weight.size for weight in alone["weights"].values())
+    assert {one["size"] for one in (alone, *found)} == {weights}
+
+
+@pytest.mark.parametrize("way", CUT, ids=str)
+def test_parameters_are_cut_as_planned(exact: Found, way: Way) -> None:
+    """Before anything else: all are DTensors, the dense ones over all ranks, experts over the replicas of a share."""
+    alone, found = exact(way)
+    data = way.ranks // way.expert
+    for rank, one in enumerate(found):
+        assert one["lie"].keys() == alone["lie"].keys()
+        for name, said in one["lie"].items():
+            whole = alone["lie"][name]["shape"]
+            assert said["cut"] == (whole != ()), "all but scalars, which can't be"
+            if whole == ():
+                continue
+            if not any(name.startswith(f"{experts}.") for experts in one["experts"]):
+                assert said["ranks"] == list(range(way.ranks)) and said["placements"] == ["S(0)"], name
+                assert said["shape"] == whole, name
+                continue
+            share = whole[0] // way.expert
+            assert said["shape"] == (share, *whole[1:]), name
+            assert said["ranks"] == list(range(rank % way.expert, way.ranks, way.expert)), name
+            dim = 0 if share >= data else 1
+            assert said["placements"] == [f"S({dim})"], name
+            assert said["here"] == tuple(n // data if d == dim else n for d, n in enumerate(said["shape"])), name
+        held = sum(np.prod(said.get("here", ())) for said in one["lie"].values())
+        most = sum(np.prod(said["shape"]) for said in alone["lie"].values())
+        assert held < 1.2 * most / way.ranks
+
+
+def test_experts_are_cut_along_both_dimensions(exact: Found) -> None:
+    """Else the test above does not say it of both."""
+    placements = {tuple(s["placements"]) for w in CUT for s in exact(w)[1][0]["lie"].values() if s["cut"]}
+    assert placements == {("S(0)",), ("S(1)",)}
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way.shard == "none"], ids=str)
+def test_parameters_that_are_not_cut_are_plain(exact: Found, way: Way) -> None:
+    alone, found = exact(way)
+    for one in found:
+        for name, said in one["lie"].items():
+            whole = alone["lie"][name]["shape"]
+            is_expert = any(name.startswith(f"{experts}.") for experts in one["experts"])
+            assert said == {"cut": False, "shape": (whole[0] // way.expert, *whole[1:]) if is_expert else whole}, name
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_all_ranks_draw_the_weights_of_one_process(exact: Found, way: Way) -> None:
+    alone, found = exact(way)
+    for one in found:
+        assert one["before"].keys() == alone["before"].keys()
+        for name, weight in alone["before"].items():
+            assert np.array_equal(one["before"][name], weight), name
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_one_step_is_that_of_one_process(exact: Found, way: Way) -> None:
+    """Losses, the norm of all gradients, the clipped gradients, the weights after SGD, and the routers' health."""
+    alone, found = exact(way)
+    for one in found:
+        assert one["losses"] == pytest.approx(alone["losses"], rel=1e-10, abs=1e-10)
+        assert one["norm"] == pytest.approx(alone["norm"], rel=1e-10)
+        assert_close(one["gradients"], alone["gradients"])
+        assert_close(one["weights"], alone["weights"])
+        assert one["health"] == pytest.approx(alone["health"], rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize("way", FOLLOWED, ids=str)
+def test_20_steps_of_adamw_are_those_of_one_process(exact: Found, way: Way) -> None:
+    alone, found = exact(way)
+    for one in (answer["adam"] for answer in found):
+        for step, told in enumerate(one["told"]):
+            assert told == pytest.approx(alone["adam"]["told"][step], rel=1e-6, abs=1e-6), step
+        for part in ("weights", "moments", "biases"):
+            assert one[part].keys() == alone["adam"][part].keys()
+            for name, wanted in alone["adam"][part].items():
+                np.testing.assert_allclose(one[part][name], wanted, rtol=1e-6, atol=1e-6, err_msg=f"{part} of {name}")
+
+
+@pytest.mark.parametrize("subject", sorted({way.subject for way in WAYS}))
+def test_what_must_be_on_is_on(exact: Found, subject: str) -> None:
+    """Else the equalities above would say nothing of clipping, balance losses, drops, frozen parts and the bias."""
+    alone, _ = exact(next(way for way in WAYS if way.subject == subject))
+    assert alone["losses"]["balance/vision/1"] > 0 and alone["losses"]["balance/text/0"] > 0
+    assert max(v for name, v in alone["health"].items() if name.endswith("/dropped")) > 0
+    length = np.sqrt(sum(float((g**2).sum()) for g in alone["gradients"].values()))
+    clip = {"mixed": np.inf, "few": CLIP, "exact": CLIP}.get(subject, 1.0)
+    assert length == pytest.approx(min(alone["norm"], clip), rel=1e-4) and alone["norm"] > CLIP
+    still = {n for n in alone["before"] if np.array_equal(alone["before"][n], alone["weights"][n])}
+    frozen = {"frozen experts": ".experts.", "frozen routers": ".router."}.get(subject)
+    assert still == {name for name in alone["before"] if frozen is not None and frozen in name}
+    if subject == "exact":
+        assert all(np.abs(bias).max() > 0.1 for bias in alone["adam"]["biases"].values()) and alone["adam"]["biases"]
+
+
+def run_all(recipes: Sequence[LoadedRecipe], folders: Sequence[Path], ports: Sequence[int]) -> list[Any]:
+    """For a child: whole runs, one after the other; each leaves its group of processes at the end."""
+    outcomes = []
+    for loaded, folder, port in zip(recipes, folders, ports, strict=True):
+        fresh_process()
+        os.environ["MASTER_PORT"] = str(port)
+        outcomes.append(run_training(loaded, RunOptions(folder), Reporter()))
+    return outcomes
+
+
+RUNS = {
+    "alone": (1, ()),
+    "2 ranks, expert 2": (2, ("parallel.expert=2",)),
+    "4 ranks, expert 4": (4, ("parallel.expert=4",)),
+    "4 ranks, expert 2, full": (4, ("parallel={expert: 2, shard: full}",)),
+}
+"""Ranks and overrides of whole runs in float32 with grouped experts."""
+SEVERAL = [name for name in RUNS if name != "alone"]
+
+
+def run_named(folder: Path, named: Mapping[str, tuple[int, LoadedRecipe]]) -> dict[str, Path]:
+    """The folders of finished runs, each with its number of ranks."""
+    for ranks in sorted({ranks for ranks, _ in named.values()}):
+        names = [name for name in named if named[name][0] == ranks]
+        recipes, folders = [named[name][1] for name in names], [folder / name for name in names]
+        for outcomes in on_ranks(ranks, run_all, recipes, folders, [free_port() for _ in names]):
+            assert isinstance(outcomes, list), outcomes
+            assert all(outcome.finished for outcome in outcomes)
+    return {name: folder / name for name in named}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The run folders, by the names of RUNS."""
+    folder = tmp_path_factory.mktemp("runs")
+    return run_named(folder, {n: (ranks, tiny(folder, *LONG, *more)) for n, (ranks, more) in RUNS.items()})
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_float32_losses_of_20_steps(runs: dict[str, Path], name: str) -> None:
+    expected, found = metrics(runs["alone"]), metrics(runs[name])
+    assert len(found) == len(expected) == 22
+    for line, straight in zip(found, expected, strict=True):
+        losses = {k: v for k, v in straight.items() if k.startswith(("loss/", "balance/", "baseline/"))}
+        assert losses.keys() <= line.keys() == straight.keys()
+        assert {k: line[k] for k in losses} == pytest.approx(losses, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_held_out_figures_with_fewer_micro_batches_than_ranks(runs: dict[str, Path], name: str) -> None:
+    """3 held-out examples are one micro-batch and half of another: of 4 ranks two have nothing to read."""
+    assert metrics(runs[name])[0] == pytest.approx(metrics(runs["alone"])[0], abs=1e-6)
+
+
+MESHES = {"alone": (), "expert 2": ("parallel.expert=2",), "full": ("parallel={expert: 2, shard: full}",)}
+FURTHER = ("task", "contrast", "retrieval", "empty stream")
+SHORT = ("train.steps=3", "train.save_every=9")
+
+
+@pytest.fixture(scope="module")
+def further(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Run folders of other recipes, by name and mesh. Contrast asks for as many ranks as micro-batches, so that its
+    runs without a shared expert have two ranks as well."""
+    folder = tmp_path_factory.mktemp("further")
+    pictures(folder / "held"), pictures(folder / "train", broken=tuple(range(1, 24)))
+    broken = ("data.on_error=skip", "tokenizers.visual.codebook_size=4", "tokenizers.visual.fit_images=24")
+    named = {}
+    for mesh, more in MESHES.items():
+        alone = 2 - (mesh == "alone")
+        named[f"task, {mesh}"] = alone, tuned(folder, "vqa", *SHORT, "batch.micro.pair=4", *more)
+        named[f"contrast, {mesh}"] = 2, tiny(folder, *SHORT, "objective.weights.itc=1", *more)
+        named[f"retrieval, {mesh}"] = 2, tuned(folder, "retrieval", *SHORT, "batch.micro.pair=4", *more)
+        named[f"empty stream, {mesh}"] = alone, picture_recipe(folder, *broken, *more)
+    return run_named(folder, named)
+
+
+@pytest.mark.parametrize("mesh", [mesh for mesh in MESHES if mesh != "alone"])
+@pytest.mark.parametrize("name", FURTHER)
+def test_further_recipes_train_as_without_a_mesh(further: dict[str, Path], name: str, mesh: str) -> None:
+    found, expected = metrics(further[f"{name}, {mesh}"]), metrics(further[f"{name}, alone"])
+    for line, straight in zip(found, expected, strict=True):
+        assert line.keys() == straight.keys() and line.pop("split") == straight.pop("split")
+        assert line == pytest.approx(straight, rel=1e-4, abs=1e-4)
+
+
+def test_further_recipes_are_what_they_are_called(further: dict[str, Path]) -> None:
+    parts = {name: set().union(*map(set, metrics(further[f"{name}, alone"]))) for name in FURTHER}
+    assert "metric/accuracy" in parts["task"] or any(name.startswith("metric/") for name in parts["task"])
+    assert "loss/itc" in parts["contrast"] and {"loss/itc", "loss/itm"} <= parts["retrieval"]
+    trained = [line for line in metrics(further["empty stream, alone"]) if line["split"] == "train"]
+    assert any("loss/mim" not in line for line in trained) and all("loss/mlm" in line for line in trained)
+
+
+class Listening(Stepper):
+    """Notes what each micro-batch of this rank says, before it is summed over the ranks."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.heard: list[dict[str, float]] = []
+
+    def _backward(self, *args: Any, **kwargs: Any) -> Loss:
+        loss = super()._backward(*args, **kwargs)
+        self.heard.append({name: float(part.sum) for name, part in loss.parts.items()})
+        return loss
+
+
+def listen(recipes: Mapping[str, LoadedRecipe], folder: Path) -> dict[str, Any]:
+    """For a child: what a session's first three steps say on this rank, and how it holds its experts."""
+    found = {}
+    for name, loaded in recipes.items():
+        fresh_process()
+        session, recipe = open_session(loaded, RunOptions(folder / name), Reporter()), loaded.recipe
+        stepper = Listening(
+            session.accelerator, session.model, session.mesh, session.optimizer, recipe.optim, 6, recipe.seed
+        )
+        micros = session.train_micros()
+        per_rank = recipe.batch.num_micro // session.accelerator.num_processes
+        told = [dict(stepper(step, [next(micros) for _ in range(per_rank)]).losses) for step in range(3)]
+        linears = [module for module in session.objective.modules() if isinstance(module, ExpertLinear)]
+        found[name] = {
+            "heard": stepper.heard,
+            "told": told,
+            "dtypes": {str(p.dtype) for p in session.objective.parameters()},
+            "fresh": [x.copy is not None and torch.equal(x.copy, x.weight.bfloat16()) for x in linears],
+        }
+    return found
+
+
+BF16 = {"none": "parallel={expert: 2}", "full": "parallel={expert: 2, shard: full}"}
+
+
+@pytest.fixture(scope="module")
+def heard(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of four ranks heard in float32 and in bfloat16."""
+    folder = tmp_path_factory.mktemp("heard")
+    recipes = {
+        f"{precision}, {shard}": tiny(folder, *FOUR_MICROS, mesh, f"train.precision={precision}")
+        for precision in ("fp32", "bf16")
+        for shard, mesh in BF16.items()
+    }
+    answers = on_ranks(4, listen, recipes, folder)
+    assert all(isinstance(answer, dict) for answer in answers), answers
+    return answers
+
+
+@pytest.mark.parametrize("shard", list(BF16))
+def test_bf16_losses_of_every_rank_are_near_those_of_float32(heard: list[dict[str, Any]], shard: str) -> None:
+    for rank in heard:
+        low, full = rank[f"bf16, {shard}"], rank[f"fp32, {shard}"]
+        assert low["dtypes"] == {"torch.float32"}, "masters"
+        assert low["fresh"] == [shard == "none"] * 4 and full["fresh"] == [False] * 4
+        for key in ("heard", "told"):
+            losses = [[{k: v for k, v in one.items() if "balance" not in k} for one in way[key]] for way in (low, full)]
+            for one, expected in zip(*losses, strict=True):
+                assert one == pytest.approx(expected, rel=0.02)
+                assert one != pytest.approx(expected, rel=1e-7)

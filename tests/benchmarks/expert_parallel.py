@@ -10,7 +10,8 @@ and a thread each unless said; the cases of a figure take turns in one run. `bou
   each kept choice of an expert that is elsewhere crosses four times. `wire_overhead_top2`: two experts a token;
   `wire_over_merged_top2`: over a minimum that sends a token once to a process that holds both of them;
 - `save_over_plain`: seconds until a checkpoint of the expert-parallel model and its moments is whole, over `save_file`,
-  fsync and `sha256sum` of the same tensors by one process; `save_over_halves`: over the same, half by each process;
+  fsync and `sha256sum` of the same tensors by one process; `save_over_halves`: over the same, half by each process and
+  hashed by Python's library as ours are, which may be quicker than `sha256sum`;
 - `stall_share`: what an asynchronous save costs the loop, over the time between two saves at one in 100 steps: the call
   that begins it (alone: `begin_share`) and all by which the steps until it is whole are slower;
 - `beside_over_after`: forward and backward of a sparse layer with a shared expert that is computed while the tokens

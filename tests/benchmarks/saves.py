@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tests.benchmarks.common import Times, timings
 from tests.benchmarks.sides import PROCESSES, Side, together
+from vlmoe_core.checkpoint.files import sha256
 from vlmoe_core.checkpoint.restore import named_optimizer_state
 from vlmoe_core.checkpoint.state import RunState
 from vlmoe_core.checkpoint.write import Companions
@@ -82,7 +83,8 @@ def moments(side: Side) -> dict[str, Tensor]:
 
 
 def time_saves(side: Side, whole: Side, repeats: int) -> Times:
-    """Seconds of a save by both processes, and of plain files: written by one of them, and by each a half.
+    """Seconds of a save by both processes, and of plain files: written by one of them, and by each a half; these are
+    hashed as ours are.
 
     `side` shares the experts out, `whole` holds the same tensors on each process. Both have taken a step.
     """
@@ -91,8 +93,8 @@ def time_saves(side: Side, whole: Side, repeats: int) -> Times:
         saver = Saver(side, folder / "run")
         cases = {
             "save": saver.save,
-            "plain": partial(_plain, folder, {} if dist.get_rank() else tensors),
-            "halves": partial(_plain, folder, _half(tensors)),
+            "plain": partial(_plain, folder, {} if dist.get_rank() else tensors, _sha256sum),
+            "halves": partial(_plain, folder, _half(tensors), sha256),
         }
         return timings({name: together(case) for name, case in cases.items()}, repeats)
 
@@ -103,14 +105,18 @@ def _half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensors[name] for name in by_size[dist.get_rank() :: PROCESSES]}
 
 
-def _plain(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """`save_file`, fsync and `sha256sum`."""
+def _plain(folder: Path, tensors: Mapping[str, Tensor], digest: Callable[[Path], object]) -> None:
+    """`save_file`, fsync and a SHA-256."""
     if not tensors:
         return
     path = folder / f"plain-{dist.get_rank()}.safetensors"
     save_file(dict(tensors), path)
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+    digest(path)
+
+
+def _sha256sum(path: Path) -> None:
     subprocess.run(["sha256sum", path], stdout=subprocess.DEVNULL, check=True)
 
 

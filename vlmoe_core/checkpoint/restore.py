@@ -116,8 +116,8 @@ def load_named_optimizer_state(
             shape = [len(side) for side in boxes[piece.name]]
             parts[piece.name] = torch.empty(shape, dtype=piece.tensor.dtype, device=device)
         piece.place(parts[piece.name]).copy_(piece.tensor)
-    for key, part in parts.items():
-        kind, _, name = key.partition(".")
+    for key in boxes:  # in one order on all processes, whichever files they read
+        (kind, _, name), part = key.partition("."), parts[key]
         optimizer.state[parameters[name]][kind] = sharded_like(part, parameters[name]) if part.ndim else part
 
 

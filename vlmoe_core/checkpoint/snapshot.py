@@ -26,13 +26,14 @@ class Snapshot:
         """Copy what this process owns. Processes that share sharded tensors call it together: one by one is gathered.
 
         Args:
-            tensors: by their names in memory, in the same order on all processes.
+            tensors: by their names in memory, in any order.
             offers: what was said of them.
             owned: the names on disk that this process writes.
             written: those that any process writes.
         """
         copies: dict[str, Tensor] = {}
-        for name, tensor in tensors.items():
+        for name in sorted(tensors):  # all processes gather the same tensor at the same time
+            tensor = tensors[name]
             rows = disk_names(name, offers.tensors[name].share)
             if not any(key in written for key in rows):
                 continue

@@ -49,8 +49,8 @@ def test_a_step_of_shared_experts() -> None:
     step = predict(WORK, 1, Layout(4, 4, "none"), MACHINE)
     # Half as much again goes to the busiest: 1.5 x 400 operations of experts.
     assert step.compute == 120
-    # A layer: 4 numbers of 8 bytes; there, back, and both gradients of 1.5 x 16 rows of 8 x 2 bytes; 3/4 of it leaves.
-    assert step.exchange == pytest.approx(2 * 3 / 4 * (32 + 4 * 1.5 * 16 * 16) / 2)
+    # A layer: 4 numbers of 4 bytes; there, back, and both gradients of 1.5 x 16 rows of 8 x 2 bytes; 3/4 of it leaves.
+    assert step.exchange == pytest.approx(2 * 3 / 4 * (16 + 4 * 1.5 * 16 * 16) / 2)
     # The dense gradient in one bucket; the experts have no replica.
     assert step.sync == pytest.approx(2 * 3 / 4 * 400 / 2)
     assert step.memory == 16 * 140 + 4 * 100 + 2 * 140 + 50
@@ -89,7 +89,7 @@ def test_recomputation_sends_the_tokens_of_the_forward_pass_again() -> None:
     plain, again = (
         predict(replace(WORK, checkpointed=on), 1, Layout(4, 4, "none"), MACHINE).exchange for on in (False, True)
     )
-    assert again == pytest.approx(plain + 2 * 3 / 4 * (32 + 2 * 1.5 * 16 * 16) / 2)
+    assert again == pytest.approx(plain + 2 * 3 / 4 * (16 + 2 * 1.5 * 16 * 16) / 2)
 
 
 def test_layouts_divide_experts_and_devices() -> None:

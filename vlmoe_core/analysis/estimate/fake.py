@@ -13,7 +13,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from vlmoe_core.analysis.estimate.inputs import blank_batch, pictures_of, repeated, streams_of
-from vlmoe_core.analysis.estimate.world import ALONE
 from vlmoe_core.data.batch import Batch
 from vlmoe_core.data.config import STREAMS, StreamName
 from vlmoe_core.model.attention import Attention, ModalityAttention
@@ -24,7 +23,7 @@ from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.tasks.kinds.retrieval import Matching
 from vlmoe_core.tasks.labels import Labels
 from vlmoe_core.train.build import build_objective
-from vlmoe_core.train.mesh import Mesh
+from vlmoe_core.train.mesh import ALONE, Mesh
 from vlmoe_core.train.parallel import LOW_DTYPES, hold_expert_copies
 from vlmoe_core.train.stand_ins import NoiseTeacher
 from vlmoe_core.train.wrapping import cut_weights, shared_out

@@ -12,10 +12,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from vlmoe_core.errors import UsageError
 from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.tasks.task import open_task
-from vlmoe_core.train.mesh import Mesh, check_mesh, open_mesh
-
-ALONE = Mesh(1, 1, "none")
-"""One process, which holds everything."""
+from vlmoe_core.train.mesh import ALONE, Mesh, check_mesh, open_mesh
 
 
 @contextmanager

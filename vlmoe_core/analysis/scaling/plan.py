@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from vlmoe_core.analysis.estimate.wire import COUNT
 from vlmoe_core.analysis.scaling.cost import (
     Group,
     all_gather,
@@ -152,7 +153,7 @@ def _exchange(work: Work, layout: Layout, machine: Machine, factor: float) -> fl
     """Forward: numbers of tokens, tokens, outputs; backward: the gradients of both; the forward ones again where
     activations are recomputed."""
     group = group_of(layout.expert, 1, machine.fabric.node)
-    counts = all_to_all(8.0 * work.experts, group, machine.fabric)
+    counts = all_to_all(float(COUNT * work.experts), group, machine.fabric)
     times = 2 if work.checkpointed else 1
     total = 0.0
     for one in work.passes:

@@ -29,7 +29,7 @@ BENEATH = {
 """Each room with the rooms right beneath it; it may use those and all that is beneath them."""
 SEE_RECIPES = {"train", "analysis", "hub"}
 """Rooms that see a whole recipe."""
-FOR_ALL = {"vlmoe_core.config", "vlmoe_core.decimals", "vlmoe_core.errors", "vlmoe_core.environment", "vlmoe_core.hf"}
+FOR_ALL = {f"vlmoe_core.{name}" for name in ("config", "decimals", "errors", "environment", "hf", "tensor_file")}
 """Files beside the rooms that every room may use."""
 
 FILES = sorted(CORE.rglob("*.py")) + sorted(CLI.rglob("*.py"))

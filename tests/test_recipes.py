@@ -30,6 +30,7 @@ STATED: dict[str, dict[str, int]] = {
         "model.moe.vision.num_experts": 32,
         "model.moe.text.num_experts": 32,
         "train.steps": 200_000,
+        "parallel.expert": 32,
     },
     "paper/vqa": {"model.image_size": 480, "batch.size.pair": 128},
     "paper/nlvr2": {"model.image_size": 384},

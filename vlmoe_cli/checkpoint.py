@@ -90,7 +90,10 @@ def reshard(
     ] = "1GiB",
     json: JsonOption = False,
 ) -> None:
-    """Copy a checkpoint into other files, the tensors bit for bit. Any number of processes resumes from either."""
+    """Copy a checkpoint into other files, the tensors bit for bit. Any number of processes resumes from either.
+
+    What its manifest lists is copied: not a card, results or a report that lie beside it.
+    """
     from dataclasses import asdict
 
     from vlmoe_core.checkpoint.locate import resolve

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from tests.benchmarks.common import Figures, run
 from tests.benchmarks.processes import on_processes
@@ -97,19 +96,14 @@ def seconds_of_calls(size: Size) -> dict[str, list[float]]:
 
 def _calls(numbers: int) -> dict[str, Callable[[], object]]:
     """Each collective on a tensor of so many numbers, which the ranks divide."""
-    whole, other = torch.ones(numbers), torch.empty(numbers)
+    whole, other, zeros = torch.ones(numbers), torch.empty(numbers), torch.zeros(numbers)
     part = torch.ones(numbers // dist.get_world_size())
     return {
         "all_to_all": lambda: dist.all_to_all_single(other, whole),
-        "all_reduce": lambda: dist.all_reduce(_fresh(other)),
+        "all_reduce": lambda: dist.all_reduce(zeros),  # sums of sums of ones would overflow
         "reduce_scatter": lambda: dist.reduce_scatter_tensor(part, whole),
         "all_gather": lambda: dist.all_gather_into_tensor(other, part),
     }
-
-
-def _fresh(tensor: Tensor) -> Tensor:
-    """Zeros, so that sums of sums do not overflow."""
-    return tensor.zero_()
 
 
 def _round(call: Callable[[], object], calls: int) -> float:

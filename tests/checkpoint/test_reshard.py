@@ -124,9 +124,11 @@ def test_places_that_are_refused(source: Path, tmp_path: Path) -> None:
     (tmp_path / "filled" / "note").write_text("mine")
     (tmp_path / "file").write_text("mine")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
     for name, words in {
         "filled": "is there already and not empty",
         "file": "is there already and not empty",
+        "link": "is a link, and a folder would take its place",
         "step-00000007.partial": "can't be the folder of a checkpoint",
         "step-00000008": "is named after step 8, but .* holds step 7",
     }.items():

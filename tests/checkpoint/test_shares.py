@@ -1,5 +1,6 @@
 """A process that holds a share of the experts, or rows of sharded tensors, reads these and nothing else."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.distributed.tensor import DTensor, Shard
 from tests.train.support import on_ranks
 from vlmoe_core.checkpoint.held import Box
 from vlmoe_core.checkpoint.read import read_checkpoint
+from vlmoe_core.checkpoint.reshard import Cut, reshard
 from vlmoe_core.checkpoint.restore import load_model_state, load_named_optimizer_state, named_optimizer_state
 from vlmoe_core.checkpoint.state import RunState
 from vlmoe_core.checkpoint.stored import StoredTensors
@@ -133,6 +135,20 @@ def test_another_number_of_experts_is_refused_with_both(checkpoint: Path) -> Non
     assert moments is not None
     with pytest.raises(CheckpointError, match=r"experts.*' is \(4, .*, but its parameter is \(8, "):
         load_named_optimizer_state(optimizer, model.named_parameters(), moments, expert_shares(model))
+
+
+def test_moments_have_one_order_whichever_files_they_lie_in(checkpoint: Path, tmp_path: Path) -> None:
+    """Processes that hold different experts read different files, and go through the moments together after that."""
+    reshard(checkpoint, tmp_path / "three", Cut(3, 1))
+    index = json.loads((tmp_path / "three" / "optim.safetensors.index.json").read_text())["weight_map"]
+    first = {n: index[f"exp_avg.layer.experts.{n}.up.weight"] for n in range(E)}
+    second = {n: index[f"exp_avg_sq.layer.experts.{n}.up.weight"] for n in range(E)}
+    assert {first[n] < second[n] for n in range(E) if first[n] != second[n]} == {True, False}
+    orders = []
+    for number in range(E):
+        found = loaded(share_out(Model(), Share(number, 1, E)), tmp_path / "three")
+        orders.append([name for name in found if name.endswith("experts.up.weight")])
+    assert all(order == orders[0] for order in orders) and len(orders[0]) == 4
 
 
 def on_a_mesh(checkpoint: Path, degree: int, dimension: int) -> tuple[Share, Arrays, Arrays, int]:

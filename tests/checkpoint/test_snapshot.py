@@ -1,7 +1,13 @@
 """Copies that stay as they were, in memory that is used again."""
 
-import torch
+import os
 
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+
+from tests.train.support import on_ranks
 from vlmoe_core.checkpoint.offers import offer
 from vlmoe_core.checkpoint.snapshot import Snapshot
 
@@ -43,3 +49,21 @@ def test_another_shape_type_or_owner_takes_no_old_memory() -> None:
     copies = snapshot.take(tensors, offer(tensors), "ab", "abc")
     assert [copies[key].dtype for key in "ab"] == [torch.float32, torch.float64] and copies["a"].shape == (4,)
     assert snapshot._copies.keys() == {"a", "b"}, "what it no longer owns is let go"
+
+
+def test_processes_gather_the_same_tensor_whatever_order_they_have() -> None:
+    """Of one shape, so that nothing else would tell."""
+    assert on_ranks(2, gathered_in_another_order) == [{"a": [0.0] * 4}, {"b": [1.0] * 4}]
+
+
+def gathered_in_another_order() -> dict[str, list[float]]:
+    """For a child: what it owns of two sharded tensors, which the second process has in turned order."""
+    dist.init_process_group("gloo")
+    rank, mesh = int(os.environ["RANK"]), init_device_mesh("cpu", (2,))
+    values = {"a": torch.zeros(4), "b": torch.ones(4)}
+    tensors = {name: distribute_tensor(value, mesh, [Shard(0)]) for name, value in values.items()}
+    tensors = dict(reversed(tensors.items())) if rank else tensors
+    copies = Snapshot().take(tensors, offer(tensors), "ab"[rank], "ab")
+    dist.barrier()
+    dist.destroy_process_group()
+    return {key: copy.tolist() for key, copy in copies.items()}

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -194,16 +195,16 @@ def test_only_one_shard_more_in_memory(tmp_path: Path, monkeypatch: pytest.Monke
 
     from vlmoe_core.checkpoint import shards
 
-    save_file = shards.save_file
+    write_tensor_file = shards.write_tensor_file
     held: list[int] = []
 
-    def measured(tensors: dict[str, torch.Tensor], *args: object, **kwargs: object) -> None:
+    def measured(*args: Any) -> None:
         held.append(sum(seen))
         seen.clear()
-        save_file(tensors, *args, **kwargs)
+        write_tensor_file(*args)
 
     monkeypatch.setattr(torch.Tensor, "clone", counted)
-    monkeypatch.setattr(shards, "save_file", measured)
+    monkeypatch.setattr(shards, "write_tensor_file", measured)
     rows = torch.ones(9, 10)
     shards.write_tensors(tmp_path, "views", {f"t{i}": row for i, row in enumerate(rows)}, 100)
     assert held == [80, 80, 80, 80, 40]

@@ -81,13 +81,17 @@ def test_devices_that_share_experts(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\n2 devices: 1 replica x 2 shares of experts, shard full (exact)\n" in out
     for line in ("the most", "the least", "tokens to experts and back", "weights gathered by fully_shard", "in all"):
         assert f"\n{line}  " in out
+    assert "all experts get the same; at worst tokens choose experts of one device" in out
     assert "\nPEAK, tokens go to its experts alone  " in out and "\nkept by fully_shard: gathered weights  " in out
     assert max(map(len, out.splitlines())) <= 115
     code, out, err = run(capsys, "my.yaml", "--json", "--world", "2", *shared)
-    found = json.loads(out)["world"]
+    memory, found = json.loads(out)["memory"], json.loads(out)["world"]
     assert (found["size"], found["expert"], found["replicas"], found["shard"]) == (2, 2, 1, "full")
     assert found["wire"]["even"] == sum(kind["even"] for kind in found["wire"]["kinds"])
     assert found["peak"]["even"] < found["peak"]["one_sided"]
+    assert found["peak"]["even"] == memory["peak"]
+    assert found["peak"]["one_sided"] == memory["plain"]["worst_peak"]
+    assert 0 < memory["plain"]["gathered"] < memory["peak"]
     assert found["ranks"]["most"]["parameters"] > found["ranks"]["least"]["parameters"]
     assert "the recipe shares it" in run(capsys, "my.yaml", *shared)[1]
 

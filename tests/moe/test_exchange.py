@@ -18,9 +18,10 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.train.support import on_ranks
 from vlmoe_core.moe.config import MoEConfig
-from vlmoe_core.moe.exchange import Exchange
+from vlmoe_core.moe.exchange import Exchange, Journey
 from vlmoe_core.moe.experts import Experts, expert_shares
 from vlmoe_core.moe.layer import SparseFFN
+from vlmoe_core.moe.plan import Assignment
 from vlmoe_core.moe.share import Share
 
 needs_tutel = pytest.mark.skipif(importlib.util.find_spec("tutel") is None, reason="the tutel package is absent")
@@ -299,3 +300,31 @@ def test_frozen_experts_stay_frozen() -> None:
     layer.experts.keep(Share(2, 3, EXPERTS), exchange=None)  # type: ignore[arg-type]
     assert [p.requires_grad for p in layer.experts.parameters()] == [False] * 4
     assert torch.equal(layer.experts.up.weight, Case().layer("loop").experts.up.weight[2:5])
+
+
+def test_what_is_beside_the_experts_is_computed_while_the_tokens_travel() -> None:
+    done: list[str] = []
+
+    class Noting(Exchange):
+        def send(self, x_TD: Tensor, plan: Assignment) -> Journey:
+            done.append("send")
+            return super().send(x_TD, plan)
+
+        def send_back(self, out_RD: Tensor, journey: Journey, plan: Assignment) -> Tensor:
+            done.append("send back")
+            return super().send_back(out_RD, journey, plan)
+
+    case = Case({"shared_expert": True}, mode="eval")
+    layer, (x_TD, _) = case.layer("loop"), case.group(0)
+    assert layer.shared_expert is not None
+    layer.shared_expert.register_forward_hook(lambda *_: done.append("beside"))
+    expected, _ = layer(x_TD)
+    done.clear()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        assert dist.group.WORLD is not None
+        layer.experts.keep(Share(0, EXPERTS, EXPERTS), Noting(dist.group.WORLD))
+        torch.testing.assert_close(layer(x_TD)[0], expected, **tolerance(case))
+    finally:
+        dist.destroy_process_group()
+    assert done == ["send", "beside", "send back"]

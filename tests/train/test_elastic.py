@@ -1,5 +1,6 @@
 """A run stopped on some processes goes on with others: the same losses, and every tensor where it belongs."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from tests.train.support import Blow, Child, metrics, on_ranks, pretrain_child, tensors, tiny
+from tests.train.support import Blow, Child, assert_same_bits, metrics, on_ranks, pretrain_child, tensors, tiny
 from vlmoe_core.checkpoint.layout import list_checkpoints, step_folder
 from vlmoe_core.checkpoint.read import read_checkpoint
 from vlmoe_core.checkpoint.reshard import Cut, reshard
@@ -20,8 +21,9 @@ from vlmoe_core.moe.experts import expert_shares
 from vlmoe_core.moe.share import Share
 from vlmoe_core.recipe.load import LoadedRecipe
 from vlmoe_core.train import run as training
-from vlmoe_core.train.run import Outcome
-from vlmoe_core.train.session import Session, open_session
+from vlmoe_core.train.reporter import Reporter
+from vlmoe_core.train.run import Outcome, Trainer
+from vlmoe_core.train.session import RunOptions, Session, open_session
 
 LAST, PART = 6, 2
 """Steps of a run, and of each part of it."""
@@ -153,6 +155,33 @@ def test_saved_on_some_resumed_on_others(tmp_path: Path, straight: Path, chain: 
     for line, wanted in zip(lines, expected, strict=True):
         losses = {key: value for key, value in wanted.items() if key.startswith(("loss/", "balance/", "baseline/"))}
         assert {key: line[key] for key in losses} == pytest.approx(losses, abs=1e-4)
+
+
+def again_child(loaded: LoadedRecipe, run: Path) -> str:
+    """For a child: open a run and save it as it is."""
+    trainer = Trainer(open_session(loaded, RunOptions(run, "auto"), Reporter()), Reporter())
+    trainer._save()
+    trainer.saving.finish()
+    return "saved"
+
+
+@pytest.fixture(scope="module", params=[Stage(4, 1, "full", 2), Stage(4, 2, "none", 2)], ids=str)
+def begun(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with the checkpoint of one mesh."""
+    folder = tmp_path_factory.mktemp("begun")
+    go(folder, request.param, begun=False)
+    return folder / "run"
+
+
+@pytest.mark.parametrize(
+    "stage", [Stage(2, 1, "full", 2), Stage(4, 1, "full", 2), Stage(4, 2, "full", 2), Stage(4, 4, "none", 2)], ids=str
+)
+def test_saved_resumed_and_saved_again_is_the_same(begun: Path, tmp_path: Path, stage: Stage) -> None:
+    """Bit for bit: processes read different files, and gather what they read."""
+    run = shutil.copytree(begun, tmp_path / "run")
+    loaded = tiny(tmp_path, *RECIPE, BIASED, stage.parallel)
+    assert on_ranks(stage.ranks, again_child, loaded, run) == ["saved"] * stage.ranks
+    assert_same_bits(tensors(run, 2), tensors(begun, 2))
 
 
 def test_resumed_from_a_copy_in_other_files(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.train.support import Child, free_port, fresh_process, metrics, on_ranks, tiny
 from tests.train.tasks_support import tuned
@@ -127,8 +128,14 @@ class Built:
         return torch.cat(parts)
 
 
-def build(loaded: LoadedRecipe, folder: Path, sgd: bool = False) -> Built:
-    """As a session does, in float64."""
+def as_it_is(objective: nn.Module) -> None:
+    """The weights stay those that were drawn."""
+
+
+def build(
+    loaded: LoadedRecipe, folder: Path, sgd: bool = False, prepare: Callable[[nn.Module], None] = as_it_is
+) -> Built:
+    """As a session does, in float64; `prepare` changes what was built before it is wrapped."""
     fresh_process()
     recipe = loaded.recipe
     accelerator = build_accelerator(recipe.train, recipe.batch.num_micro)
@@ -136,6 +143,7 @@ def build(loaded: LoadedRecipe, folder: Path, sgd: bool = False) -> Built:
     mesh = open_mesh(recipe.parallel, recipe.model, accelerator.device.type)
     with shared_out(mesh):
         objective = build_objective(recipe, tokenizers.visual).double()
+    prepare(objective)
     model = wrap(accelerator, objective, mesh, recipe.train.precision)
     optimizer: torch.optim.Optimizer = build_optimizer(objective, recipe.optim, recipe.model.layers)
     if sgd:
@@ -147,9 +155,9 @@ def build(loaded: LoadedRecipe, folder: Path, sgd: bool = False) -> Built:
     return Built(objective, mesh, stepper, data, recipe.batch.num_micro)
 
 
-def one_sgd_step(loaded: LoadedRecipe, folder: Path) -> dict[str, Any]:
+def one_sgd_step(loaded: LoadedRecipe, folder: Path, prepare: Callable[[nn.Module], None] = as_it_is) -> dict[str, Any]:
     """Gradient (clipped) and weights of one step, and how the parameters lie."""
-    built = build(loaded, folder, sgd=True)
+    built = build(loaded, folder, sgd=True, prepare=prepare)
     health = RouterHealth()
     before = built.whole(lambda p: p)
     result = built.stepper(0, built.micros(0), health)
@@ -305,6 +313,40 @@ def test_one_step_is_that_of_one_process(exact: Found, way: Way) -> None:
         assert one["health"] == pytest.approx(alone["health"], rel=1e-12, abs=1e-12)
 
 
+UNMOVED = "num_experts: 4, experts: loop, noise: 0, balance: {vloss: 0}, capacity_factor: null"
+QUIET = (
+    *FOUR_MICROS,
+    "optim.clip_norm=0.01",
+    f"model.moe.vision={{layers: [1], {UNMOVED}}}",
+    f"model.moe.text={{layers: [0], {UNMOVED}}}",
+)
+"""Without what would spread the tokens."""
+
+
+def to_the_first(objective: nn.Module) -> None:
+    """All experts are equally likely, and of those a token chooses the first."""
+    with torch.no_grad():
+        for name, parameter in objective.named_parameters():
+            if name.endswith("router.weight"):
+                parameter.zero_()
+
+
+@pytest.mark.parametrize("shard", ["none", "full"])
+@pytest.mark.parametrize(("ranks", "expert"), [(2, 2), (4, 4), (4, 2)])
+def test_experts_of_some_ranks_that_nobody_chooses(tmp_path: Path, ranks: int, expert: int, shard: str) -> None:
+    """Those of all ranks but the first of a group compute no token of the step, and their gradient is zero."""
+    alone = Child(one_sgd_step, tiny(tmp_path, *QUIET), tmp_path / "tokenizers", to_the_first).answer()
+    mesh = f"parallel={{expert: {expert}, shard: {shard}}}"
+    found = on_ranks(ranks, one_sgd_step, tiny(tmp_path, *QUIET, mesh), tmp_path / "tokenizers", to_the_first)
+    for one in found:
+        assert_close(one["gradients"], alone["gradients"])
+        assert_close(one["weights"], alone["weights"])
+        assert one["norm"] == pytest.approx(alone["norm"], rel=1e-10)
+        for name in (n for n in one["gradients"] if ".experts." in n):
+            busy = np.abs(one["gradients"][name].reshape(4, -1)).max(1) > 0
+            assert busy.tolist() == [True, False, False, False], name
+
+
 @pytest.mark.parametrize("way", FOLLOWED, ids=str)
 def test_20_steps_of_adamw_are_those_of_one_process(exact: Found, way: Way) -> None:
     alone, found = exact(way)
@@ -439,6 +481,20 @@ class Listening(Stepper):
         return loss
 
 
+class Dtypes(TorchDispatchMode):
+    """Notes in which dtypes weights are gathered and their gradients reduced where fully_shard has cut them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, set[str]] = {"_allgather_base_": set(), "_reduce_scatter_base_": set()}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func).split(".")[1]
+        if name in self.seen:
+            self.seen[name].add(str(args[0].dtype).removeprefix("torch."))
+        return func(*args, **(kwargs or {}))
+
+
 def listen(recipes: Mapping[str, LoadedRecipe], folder: Path) -> dict[str, Any]:
     """For a child: what a session's first three steps say on this rank, and how it holds its experts."""
     found = {}
@@ -450,11 +506,13 @@ def listen(recipes: Mapping[str, LoadedRecipe], folder: Path) -> dict[str, Any]:
         )
         micros = session.train_micros()
         per_rank = recipe.batch.num_micro // session.accelerator.num_processes
-        told = [dict(stepper(step, [next(micros) for _ in range(per_rank)]).losses) for step in range(3)]
+        with Dtypes() as dtypes:
+            told = [dict(stepper(step, [next(micros) for _ in range(per_rank)]).losses) for step in range(3)]
         linears = [module for module in session.objective.modules() if isinstance(module, ExpertLinear)]
         found[name] = {
             "heard": stepper.heard,
             "told": told,
+            "sent": dtypes.seen,
             "dtypes": {str(p.dtype) for p in session.objective.parameters()},
             "fresh": [x.copy is not None and torch.equal(x.copy, x.weight.bfloat16()) for x in linears],
         }
@@ -489,3 +547,12 @@ def test_bf16_losses_of_every_rank_are_near_those_of_float32(heard: list[dict[st
             for one, expected in zip(*losses, strict=True):
                 assert one == pytest.approx(expected, rel=0.02)
                 assert one != pytest.approx(expected, rel=1e-7)
+
+
+def test_cut_experts_travel_in_bf16_and_their_gradients_in_float32(heard: list[dict[str, Any]]) -> None:
+    """All else is gathered in float32: autocast casts it where it is used."""
+    for rank in heard:
+        for precision, gathered in (("bf16", {"bfloat16", "float32"}), ("fp32", {"float32"})):
+            sent = rank[f"{precision}, full"]["sent"]
+            assert sent == {"_allgather_base_": gathered, "_reduce_scatter_base_": {"float32"}}
+            assert not any(rank[f"{precision}, none"]["sent"].values())

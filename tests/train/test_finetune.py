@@ -165,7 +165,8 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
     loaded, run = tuned(tmp_path, task, init=str(base)), tmp_path / "run"
     blow = Blow("vlmoe_core.train.run:Stepper", "__call__", 3)
     assert Child(pretrain_child, loaded, run, None, blow).wait() == -signal.SIGKILL
-    assert [step_of(path) for path in list_checkpoints(run)] == [2]
+    # The checkpoint of step 2 is written while the third step is taken.
+    assert [step_of(path) for path in list_checkpoints(run)] in ([], [2])
     train(loaded, run, resume="auto")
     assert_same_run(run, straight[task], 4)
 

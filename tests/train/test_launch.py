@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,12 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from tests.train.support import free_port, metrics, tiny
 from vlmoe_core.checkpoint.layout import list_checkpoints
 from vlmoe_core.errors import TrainError, UsageError
 from vlmoe_core.train.config import TrainConfig
-from vlmoe_core.train.launch import launch
+from vlmoe_core.train.launch import PATIENCE, WATCHER, launch
 from vlmoe_core.train.parallel import build_accelerator
 
 LAUNCH = "import sys; from vlmoe_core.train.launch import launch; sys.exit(launch(2, sys.argv[1:]))"
@@ -51,7 +53,7 @@ def test_ctrl_c_ends_all_processes_with_a_checkpoint(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT, errors
-    assert "Traceback" not in errors
+    assert "Traceback" not in errors and WATCHER not in errors.replace("/", ".")
     last = json.loads((list_checkpoints(run)[-1] / "state.json").read_text())["step"]
     trained = [line["step"] for line in metrics(run) if line["split"] == "train"]
     assert trained == list(range(1, last + 1)) and 4 <= last < 2000
@@ -70,7 +72,7 @@ def test_a_killed_process_ends_the_run_with_one_last_line(tmp_path: Path) -> Non
     killed = time.monotonic()
     _, errors = process.communicate(timeout=60)
     assert time.monotonic() - killed < 60 and process.returncode == 1, errors
-    assert "Traceback" not in errors and "internal error" not in errors
+    assert "Traceback" not in errors and "internal error" not in errors and WATCHER not in errors.replace("/", ".")
     lines = errors.strip().splitlines()
     assert lines[-1].startswith("error: process 1 (of 2, counted from 0) was ended by SIGKILL"), errors
     assert lines[-1].endswith("--resume auto, on any number of processes that fits")
@@ -97,6 +99,35 @@ def test_a_failure_has_the_exit_code_of_its_process(tmp_path: Path) -> None:
         capture_output=True, env=ENVIRONMENT, check=False,
     )  # fmt: skip
     assert code.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("ends", "code"),
+    [
+        ({1: (2, 7), 0: (-9, 40)}, 2),  # the one that was too slow to end was killed by the launcher
+        ({0: (-15, 7), 1: (1, 7)}, 1),
+        ({0: (-15, 7)}, 143),
+        ({0: (1, 9), 1: (-9, 7)}, "process 1 (of 2, counted from 0) was ended by SIGKILL"),
+    ],
+)
+def test_what_a_failed_run_says_is_of_the_process_that_failed_first(
+    monkeypatch: pytest.MonkeyPatch, ends: dict[int, tuple[int, int]], code: int | str
+) -> None:
+    """Exit code and second of each process that failed, by rank."""
+    monkeypatch.setenv(PATIENCE, "1")
+    failures = {rank: ProcessFailure(rank, 100 + rank, exit_code, "") for rank, (exit_code, _) in ends.items()}
+    for rank, (_, second) in ends.items():
+        failures[rank].timestamp = second
+
+    def failed(*_: object) -> None:
+        raise ChildFailedError("vlmoe_cli", failures)
+
+    monkeypatch.setattr("vlmoe_core.train.launch.launch_command", failed)
+    if isinstance(code, int):
+        assert launch(2, ["pretrain", "x"]) == code
+        return
+    with pytest.raises(TrainError, match=re.escape(code)):
+        launch(2, ["pretrain", "x"])
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

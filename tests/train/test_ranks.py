@@ -1,5 +1,9 @@
 """1 process x 4 micro-batches, 2 x 2 and 4 x 1: the same examples, loss and gradient."""
 
+import os
+import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +13,13 @@ from numpy.typing import NDArray
 
 from tests.train.support import Blow, Child, metrics, on_ranks, pretrain_child, tiny
 from vlmoe_core.data.loader import MicroBatch
-from vlmoe_core.errors import RecipeError
+from vlmoe_core.errors import DataError, RecipeError, TokenizerError
 from vlmoe_core.recipe.load import LoadedRecipe
+from vlmoe_core.train import build, session
 from vlmoe_core.train.build import build_dataset, build_objective
 from vlmoe_core.train.fitting import obtain_tokenizers
+from vlmoe_core.train.folder import RunFolder
+from vlmoe_core.train.init import Start, load_run_recipe
 from vlmoe_core.train.mesh import open_mesh
 from vlmoe_core.train.optim import build_optimizer
 from vlmoe_core.train.parallel import build_accelerator
@@ -192,3 +199,69 @@ def test_a_number_of_processes_that_does_not_fit_is_refused(tmp_path: Path) -> N
     answers = on_ranks(3, pretrain_child, tiny(tmp_path, *FOUR_MICROS), tmp_path / "run")
     assert [type(answer) for answer in answers] == [RecipeError] * 3
     assert "can't be dealt to 3 processes; these numbers of processes fit: 1, 2, 4" in str(answers[1])
+
+
+def no_data() -> None:
+    """This process does not find what the recipe names."""
+
+    def absent(*_: Any) -> None:
+        raise DataError("nothing matches 'pictures'")
+
+    setattr(build, "open_streams", absent)  # noqa: B010
+
+
+def other_disk() -> None:
+    """This process does not see what the first one writes into the run folder."""
+    is_dir = Path.is_dir
+    seen = lambda path: path.parts[-2:] != ("run", "tokenizers") and is_dir(path)  # noqa: E731
+    setattr(Path, "is_dir", seen)  # noqa: B010
+
+
+def no_start() -> None:
+    """This process can't read the tokenizer of the model that the run starts from."""
+
+    def broken(*_: Any) -> None:
+        raise TokenizerError("tokenizer.json is no tokenizer")
+
+    setattr(Start, "tokenizers", broken)  # noqa: B010
+
+
+ALONE = {"nothing matches 'pictures'": no_data, "must share its disk": other_disk, "is no tokenizer": no_start}
+"""What befalls one process while a run is opened, by a word of what all of them then say."""
+
+
+def told(loaded: LoadedRecipe, out: Path, befall: Callable[[], None]) -> str:
+    """For a child: how a run ends of which the last process alone meets something."""
+    if os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1):
+        befall()
+    return str(pretrain_child(loaded, out))
+
+
+@pytest.mark.parametrize("words", list(ALONE))
+def test_what_befalls_one_process_at_the_start_is_told_by_all(tmp_path: Path, words: str) -> None:
+    """With no word of a process that went away: nobody waits until a time-out tells."""
+    Child(pretrain_child, tiny(tmp_path, "train.steps=2"), tmp_path / "before").answer()
+    loaded = load_run_recipe(str(tmp_path / "tiny.yaml"), ("train.steps=2",), tmp_path / "before")
+    answers = on_ranks(2, told, loaded, tmp_path / "run", ALONE[words])
+    assert all(words in str(answer) and isinstance(answer, DataError | TokenizerError) for answer in answers), answers
+
+
+def resumed_late(loaded: LoadedRecipe, out: Path, model: Path) -> Any:
+    """For a child: a run that goes on from a model of no run; the second process looks at folders a while later."""
+    if os.environ["RANK"] == "1":
+
+        def late(path: Path) -> RunFolder:
+            time.sleep(2.0)
+            return RunFolder(path)
+
+        setattr(session, "RunFolder", late)  # noqa: B010
+    return pretrain_child(loaded, out, str(model))
+
+
+def test_a_slow_process_does_not_mistake_the_new_folder_for_another_run(tmp_path: Path) -> None:
+    loaded = tiny(tmp_path, "train.save_every=3")
+    Child(pretrain_child, loaded, tmp_path / "before").answer()
+    (model,) = (tmp_path / "before" / "checkpoints").glob("*3")
+    shutil.copytree(model, tmp_path / "model")
+    answers = on_ranks(2, resumed_late, loaded, tmp_path / "run", tmp_path / "model")
+    assert [getattr(answer, "step", answer) for answer in answers] == [6, 6]

@@ -9,7 +9,7 @@ import pytest
 
 from tests.checkpoint.test_refusals_on_ranks import flipped, missing, rename_key, renamed, shards, swapped
 from tests.train.support import Child, on_ranks, pretrain_child, tiny
-from vlmoe_core.checkpoint import stored
+from vlmoe_core.checkpoint import locate, stored
 from vlmoe_core.checkpoint.layout import list_checkpoints
 from vlmoe_core.errors import CheckpointError, VlmoeError
 from vlmoe_core.recipe.load import LoadedRecipe
@@ -98,6 +98,29 @@ def test_one_process_alone_cannot_read_it(run: Path, tmp_path: Path, ranks: int,
     assert all(answer == answers[0] for answer in answers), answers
     (told,) = answers[0]
     assert told is not None and shard in told and ("is missing" in told or "is not a whole" in told)
+
+
+def shown_another(loaded: LoadedRecipe, out: Path, resume: str | None) -> str:
+    """For a child: what it is told where the disk of the second process does not show the newest checkpoint yet."""
+    if os.environ["RANK"] == "1":
+        setattr(locate, "list_checkpoints", lambda run: list_checkpoints(run)[:-1])  # noqa: B010
+    try:
+        run_training(loaded, RunOptions(out, resume), Reporter())
+    except VlmoeError as error:
+        return str(error)
+    return "nothing"
+
+
+@pytest.mark.parametrize("how", ["resume", "init"])
+def test_processes_that_find_different_checkpoints(run: Path, tmp_path: Path, how: str) -> None:
+    """Each would go on with experts of another step."""
+    if how == "resume":
+        loaded = tiny(tmp_path, FOUR_MICROS, "train.steps=2", "train.save_every=1", "parallel.expert=2")
+        answers = on_ranks(2, shown_another, loaded, shutil.copytree(run, tmp_path / "run"), str(tmp_path / "run"))
+    else:
+        loaded = tiny(tmp_path, FOUR_MICROS, "parallel.expert=2", f"init={run}")
+        answers = on_ranks(2, shown_another, loaded, tmp_path / "new", None)
+    assert answers[0] == answers[1] and "different checkpoints, of steps 1, 2: " in answers[0], answers
 
 
 def test_what_is_refused_above_is_otherwise_read(run: Path, tmp_path: Path) -> None:

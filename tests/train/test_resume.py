@@ -125,6 +125,26 @@ def test_resume_from_an_earlier_checkpoint_goes_the_same_way_again(tmp_path: Pat
     assert_same_run(run, straight, LAST)
 
 
+def test_killed_while_later_checkpoints_go(tmp_path: Path, straight: Path) -> None:
+    """One of three is gone: the newest of the others still has its lines of metrics."""
+    loaded, run = tiny(tmp_path, "train.keep_last=9"), tmp_path / "run"
+    train(loaded, run)
+    earlier = str(run / "checkpoints" / "step-00000002")
+    assert Child(pretrain_child, loaded, None, earlier, Blow("shutil", "rmtree", 1)).wait() == -signal.SIGKILL
+    assert [step_of(path) for path in list_checkpoints(run)] == [2, 4, 6]
+    train(loaded, run, resume="auto")
+    assert_same_run(run, straight, LAST)
+
+
+def test_nothing_goes_before_the_metrics_are_found_right(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(tiny(tmp_path, "train.keep_last=9"), run)
+    (run / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(CheckpointError, match="put the whole file back"):
+        train(tiny(tmp_path, "train.keep_last=9"), run, resume=str(run / "checkpoints" / "step-00000002"))
+    assert [step_of(path) for path in list_checkpoints(run)] == [2, 3, 4, 6]
+
+
 def test_overwrite_replaces_the_run(tmp_path: Path, straight: Path) -> None:
     run = tmp_path / "run"
     train(tiny(tmp_path, "train.steps=2", "seed=8"), run)

@@ -22,12 +22,14 @@ from tests.train.support import Blow, assert_same_run, on_ranks, pretrain_child,
 from vlmoe_core.checkpoint.layout import list_checkpoints, step_of
 from vlmoe_core.checkpoint.read import read_checkpoint
 from vlmoe_core.checkpoint.restore import named_optimizer_state
+from vlmoe_core.checkpoint.shards import write_files
 from vlmoe_core.checkpoint.state import RunState
 from vlmoe_core.checkpoint.write import Companions, write_checkpoint
 from vlmoe_core.errors import CheckpointError, TrainError
 from vlmoe_core.moe.experts import expert_shares
 from vlmoe_core.recipe.load import LoadedRecipe
 from vlmoe_core.train import saving as saving_module
+from vlmoe_core.train.metrics import MetricsLog
 from vlmoe_core.train.reporter import Reporter
 from vlmoe_core.train.run import Outcome, Trainer
 from vlmoe_core.train.saving import Keeping, Saving
@@ -240,6 +242,17 @@ def test_a_save_goes_on_as_the_steps_tell(toy: Toy) -> None:
     assert len(toy.told) == 1
 
 
+def test_no_step_waits_for_a_process_that_still_writes(tmp_path: Path) -> None:
+    toy = Toy(tmp_path, Saving(Keeping(tmp_path, keep_last=2), rank=0, ranks=2), [], torch.zeros(3))
+    toy.begin(1)
+    wait_for(lambda: toy.saving.tell()["written"])
+    toy.saving.hear(toy.saving.tell())
+    assert toy.saving.tell() == {"written": 1, "whole": 0} and toy.saving._finishing is None, "one of two has written"
+    toy.saving.hear({"written": 2, "whole": 0})
+    toy.saving.finish()
+    assert toy.steps() == [1]
+
+
 def test_one_at_a_time_in_the_same_memory_and_old_ones_go(toy: Toy) -> None:
     places = set()
     for step in (1, 2, 3, 4):
@@ -280,6 +293,21 @@ def test_a_failure_is_raised_at_the_next_meeting(toy: Toy, monkeypatch: pytest.M
     toy.begin(3)
     toy.saving.finish()
     assert toy.steps() == [1, 3]
+
+
+def test_a_disk_that_is_not_shared_is_told(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving_module, "open_checkpoint", lambda target: target.with_name("elsewhere"))
+    toy.begin(1)
+    with pytest.raises(CheckpointError, match=r"process 0 does not find elsewhere: all machines .* share its disk"):
+        toy.saving.finish()
+
+
+def test_tensors_that_can_not_be_saved_leave_nothing(toy: Toy) -> None:
+    toy.begin(1)
+    companions = Companions(RunState(step=2, positions={}), "seed: 0\n", write_nothing)
+    with pytest.raises(CheckpointError, match="'w' can't be saved"):
+        toy.saving.begin(companions, {"w": torch.eye(2).to_sparse()}, {}, {})
+    assert toy.steps() == [1] and toy.leftovers() == []
 
 
 def test_what_can_not_be_removed_is_told(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,6 +365,31 @@ def test_the_failure_of_one_rank_is_that_of_all(tmp_path: Path, rank: int, funct
     assert "step-00000003 could not be written: [Errno 28] No space left on device; earlier" in str(errors[0])
     (folder,) = (run / "checkpoints").iterdir()
     assert read_checkpoint(folder, verify="sha256").state.step == 2
+
+
+def unwritable_child(loaded: LoadedRecipe, run: Path) -> Outcome:
+    """For a child: a run whose metrics can't be written after step 3, while the checkpoint of step 2 is."""
+    write = MetricsLog.write
+
+    def refusing(self: MetricsLog, record: Any) -> None:
+        if record["step"] == 3:
+            raise TrainError("metrics.jsonl can't be written")
+        write(self, record)
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(0.5)
+        return write_files(*arguments)
+
+    for owner, function, stand_in in ((MetricsLog, "write", refusing), (saving_module, "write_files", slowly)):
+        setattr(owner, function, stand_in)
+    return pretrain_child(loaded, run)
+
+
+def test_an_error_of_the_first_rank_while_others_train(tmp_path: Path) -> None:
+    """All are told, and together they make whole what was begun."""
+    errors = on_ranks(2, unwritable_child, tiny(tmp_path), tmp_path / "run")
+    assert [str(error) for error in errors] == ["metrics.jsonl can't be written"] * 2
+    assert [step_of(path) for path in list_checkpoints(tmp_path / "run")] == [2]
 
 
 @pytest.mark.parametrize(("expert", "shard"), [(1, "none"), (2, "none"), (2, "full")])

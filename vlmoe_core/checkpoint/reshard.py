@@ -48,7 +48,7 @@ class Resharded:
 
 
 def reshard(source: Path, out: Path, cut: Cut) -> Resharded:
-    """Copy a checkpoint or model folder, its tensors in other files; all other files as they are.
+    """Copy a checkpoint or model folder, its tensors in other files; what else its manifest lists as it is.
 
     Tensors are moved as bytes, a few at a time. The copy is read back and compared before it gets its name.
 
@@ -81,9 +81,11 @@ def reshard(source: Path, out: Path, cut: Cut) -> Resharded:
 
 
 def _refuse_place(source: Path, out: Path) -> None:
-    """Raises UsageError for a folder that holds files, lies in the source, or has a name that is none."""
+    """Raises UsageError for a folder that holds files, lies in the source, is a link, or has a name that is none."""
     if not out.name or LEFTOVER_NAME.fullmatch(out.name):
         raise UsageError(f"{out} can't be the folder of a checkpoint; give it another name")
+    if out.is_symlink():
+        raise UsageError(f"{out} is a link, and a folder would take its place; name the folder itself")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is there already and not empty; choose another folder")
     if source.resolve() in out.resolve().parents:
@@ -124,7 +126,8 @@ def _write(checkpoint: Checkpoint, folder: Path, cut: Cut) -> Resharded:
 
 
 def _write_part(tensors: StoredTensors, source: Path, stem: str, folder: Path, cut: Cut) -> None:
-    plan = make_plan(stem, [_offers(tensors, cut, rank) for rank in range(cut.world)], cut.max_shard_bytes)
+    shares = [_offers(tensors, cut.expert, number) for number in range(cut.expert)]
+    plan = make_plan(stem, [shares[rank % cut.expert] for rank in range(cut.world)], cut.max_shard_bytes)
     spans = _spans(source, tensors)
     for files in plan.files:
         for name, keys in files.items():
@@ -132,13 +135,13 @@ def _write_part(tensors: StoredTensors, source: Path, stem: str, folder: Path, c
     write_index(folder, plan)
 
 
-def _offers(tensors: StoredTensors, cut: Cut, rank: int) -> Offers:
-    """What a process would hold of the tensors: all, and of the experts its share."""
+def _offers(tensors: StoredTensors, degree: int, number: int) -> Offers:
+    """What a process would hold of the tensors: all, and of the experts the share of that number, of so many."""
     offered: dict[str, Offer] = {}
     for name, keys in group_experts([*tensors.infos, *tensors.tied]).items():
         nbytes = tensors.infos[tensors.tied.get(keys[0], keys[0])].nbytes
-        count = len(keys) // cut.expert
-        share = None if keys == (name,) else Share(rank % cut.expert * count, count, len(keys))
+        count = len(keys) // degree
+        share = None if keys == (name,) else Share(number * count, count, len(keys))
         offered[name] = Offer(share, nbytes)
     return Offers(offered, tensors.tied, tensors.quantised or None)
 

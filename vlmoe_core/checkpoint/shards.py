@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vlmoe_core.checkpoint.files import sync
@@ -13,6 +12,7 @@ from vlmoe_core.checkpoint.manifest import FileRecord, record_file
 from vlmoe_core.checkpoint.offers import check_plain, offer, place_of, split
 from vlmoe_core.checkpoint.owners import Plan, make_plan, plan_shards, shard_name
 from vlmoe_core.errors import CheckpointError
+from vlmoe_core.tensor_file import write_tensor_file
 
 MAX_SHARD_BYTES = 2**30
 
@@ -102,9 +102,9 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
         written[name] = tensor.detach() if fits else _copy(tensor)
         storages.add(written[name].untyped_storage().data_ptr())
     try:
-        save_file(written, path, metadata={"format": "pt"})
+        write_tensor_file(path, written, {"format": "pt"})
     except (SafetensorError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path.name} can't be written with {_dtypes(written)}: {error}") from error
+        raise CheckpointError(f"{path.name} can't be written: {error} (it holds {_dtypes(written)})") from error
 
 
 def _is_alone(tensor: Tensor) -> bool:

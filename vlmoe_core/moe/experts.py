@@ -138,9 +138,10 @@ class Experts(nn.Module):
         added = None if beside is None else partial(beside, x_TD)
         if self.exchange is not None:
             return uncompiled(self._run_shared)(operand_TD, plan, self.exchange, added)
+        added_TD = None if added is None else added()
         with without_autocast(x_TD.device.type):
             y_TD = self._run(operand_TD, plan, self._dropout(operand_TD, plan))
-        return y_TD if added is None else y_TD + added()
+        return y_TD if added_TD is None else y_TD + added_TD
 
     @property
     def implementation(self) -> Implementation:

@@ -23,10 +23,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vlmoe_core.errors import TokenizerError
+from vlmoe_core.tensor_file import write_tensor_file
 from vlmoe_core.tokenizers.kmeans import kmeans, nearest_centroid
 from vlmoe_core.tokenizers.visual import (
     CONFIG_FILE,
@@ -125,7 +126,7 @@ class Codebook(VisualTokenizer):
         """Write `visual_tokenizer.json` and `visual_tokenizer.safetensors` into the folder."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: buffer.cpu().contiguous() for name, buffer in self.named_buffers()}
-        save_file(tensors, folder / TENSOR_FILE)
+        write_tensor_file(folder / TENSOR_FILE, tensors)
         config = {
             "format": FORMAT,
             "kind": self.kind,

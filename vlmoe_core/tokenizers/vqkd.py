@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,6 +28,7 @@ from vlmoe_core.model.block import Block
 from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.model.encoder import Encoded, Encoder, initialise_maps, scale_outputs
 from vlmoe_core.model.layout import Layout
+from vlmoe_core.tensor_file import write_tensor_file
 from vlmoe_core.tokenizers.config import TeacherConfig
 from vlmoe_core.tokenizers.frozen import without_parameters
 from vlmoe_core.tokenizers.quantiser import Quantiser
@@ -198,7 +199,8 @@ class VQKD(VisualTokenizer):
     def save(self, folder: Path) -> None:
         """Write `visual_tokenizer.json` and `visual_tokenizer.safetensors` into the folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: buffer.cpu().contiguous() for name, buffer in self.named_buffers()}, folder / TENSOR_FILE)
+        tensors = {name: buffer.cpu().contiguous() for name, buffer in self.named_buffers()}
+        write_tensor_file(folder / TENSOR_FILE, tensors)
         config = {
             "format": FORMAT,
             "kind": self.kind,

@@ -23,7 +23,7 @@ from vlmoe_core.tasks.task import open_task
 from vlmoe_core.tokenizers.codebook import fit_codebook
 from vlmoe_core.tokenizers.text import TextTokenizer, fit_wordpiece, load_text_tokenizer, wordless_tokenizer
 from vlmoe_core.tokenizers.visual import VisualTokenizer, load_visual_tokenizer
-from vlmoe_core.train.parallel import on_main
+from vlmoe_core.train.parallel import everywhere, on_main
 from vlmoe_core.train.reporter import Reporter
 from vlmoe_core.train.visual import find_visual_tokenizer, kept_tokenizer
 
@@ -62,7 +62,7 @@ def obtain_tokenizers(recipe: Recipe, folder: Path, reporter: Reporter, given: G
         given: those of the model that the run starts from.
 
     Raises:
-        TokenizerError: one can't be loaded or fitted, or does not fit the recipe.
+        TokenizerError: one can't be loaded or fitted, does not fit the recipe, or is not seen by every process.
         DataError: an example that the fit reads is broken and `data.on_error` is `raise`.
     """
 
@@ -70,8 +70,13 @@ def obtain_tokenizers(recipe: Recipe, folder: Path, reporter: Reporter, given: G
         if not folder.exists():
             _write_tokenizers(recipe, folder, reporter, given)
 
+    def read() -> Tokenizers:
+        if not folder.is_dir():
+            raise TokenizerError(f"a process does not find {folder}: all machines of a run must share its disk")
+        return read_tokenizers(recipe, folder)
+
     on_main(write_once)
-    return read_tokenizers(recipe, folder)
+    return everywhere(read)
 
 
 def take_tokenizers(source: Path, folder: Path) -> None:

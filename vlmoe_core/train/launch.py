@@ -1,5 +1,6 @@
 """Starts `vlmoe` in several processes of this machine, through Accelerate's launcher."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from vlmoe_core.errors import TrainError, UsageError
 PATIENCE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 SECONDS = 600
 """How long the launcher waits for processes that it hands a signal on to: a step and a checkpoint may take a while."""
+WATCHER = "torch.distributed.elastic.multiprocessing.api"
+"""Who in torch's launcher tells of each process that ends or is sent a signal; a user has their own last words."""
 
 
 def launch(num_processes: int, arguments: Sequence[str]) -> int:
@@ -34,6 +37,7 @@ def launch(num_processes: int, arguments: Sequence[str]) -> int:
     if 0 < gpus < num_processes:
         raise UsageError(f"--num-processes {num_processes}, but this machine has {gpus} GPU(s); give {gpus} or less")
     os.environ.setdefault(PATIENCE, str(SECONDS))
+    logging.getLogger(WATCHER).setLevel(logging.CRITICAL)
     parsed = launch_command_parser().parse_args([*_options(num_processes), "--module", "vlmoe_cli", *arguments])
     try:
         launch_command(parsed)

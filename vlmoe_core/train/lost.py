@@ -16,8 +16,6 @@ GONE = re.compile(
     re.IGNORECASE,
 )
 """What they say when the other side does not answer."""
-UNUSABLE = re.compile(r"EADDRINUSE|address already in use|failed to listen", re.IGNORECASE)
-"""What they say when this side could not begin."""
 
 
 @contextmanager
@@ -42,10 +40,8 @@ def lost_processes_told() -> Iterator[None]:
 def is_of_lost_process(error: BaseException) -> bool:
     """Whether an error says that another process of the group is gone."""
     message = str(error)
-    if not isinstance(error, RuntimeError) or UNUSABLE.search(message):
-        return False
     talks = isinstance(error, dist.DistError) or TALKS.search(message) is not None
-    return talks and GONE.search(message) is not None
+    return isinstance(error, RuntimeError) and talks and GONE.search(message) is not None
 
 
 def _this_one() -> str:

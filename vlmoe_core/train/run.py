@@ -289,9 +289,13 @@ class Trainer:
 
     def _write(self, split: str, record: Mapping[str, float]) -> None:
         line: dict[str, float | str] = {"step": self.session.state.step, "split": split, "time": time.time(), **record}
-        if self.session.accelerator.is_main_process:
+        told = self.reporter.stepped if split == "train" else self.reporter.evaluated
+
+        def write() -> None:
             self.metrics.write(line)
-            (self.reporter.stepped if split == "train" else self.reporter.evaluated)(line)
+            told(line)
+
+        on_main(write)
 
     def _save(self) -> None:
         """Begin a checkpoint; it is whole some steps later, or when the run ends."""

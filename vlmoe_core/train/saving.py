@@ -112,14 +112,14 @@ class Saving:
             TrainError: likewise, if an old checkpoint could not be removed.
         """
         self.finish()
-        target = step_folder(self.keeping.run, companions.state.step)
-        partial = from_main(on_main(lambda: open_checkpoint(target)))
         tensors = {MODEL: model, OPTIMIZER: optimizer}
         offers = {
             MODEL: offer(model, lambda name: share_of(name, shares)),
             OPTIMIZER: offer(optimizer, lambda name: share_of(name.partition(".")[2], shares)),
         }
         plans = self._agree(offers)
+        target = step_folder(self.keeping.run, companions.state.step)
+        partial = from_main(on_main(lambda: open_checkpoint(target)))
         copies = {
             plan.stem: self._snapshots[plan.stem].take(
                 tensors[plan.stem], offers[plan.stem], plan.owned(self.rank), plan.written

@@ -13,12 +13,12 @@ from torch import nn
 
 from vlmoe_core.checkpoint.layout import discard_after, latest_checkpoint
 from vlmoe_core.checkpoint.locate import resolve
-from vlmoe_core.checkpoint.metrics import cut_metrics
+from vlmoe_core.checkpoint.metrics import check_metrics, cut_metrics
 from vlmoe_core.checkpoint.read import Checkpoint, Part, read_checkpoint, read_newest
 from vlmoe_core.checkpoint.restore import load_model_state, load_named_optimizer_state
 from vlmoe_core.checkpoint.state import RunState
 from vlmoe_core.data.loader import MicroBatch, MicroBatches, load_all
-from vlmoe_core.errors import RecipeError, UsageError
+from vlmoe_core.errors import CheckpointError, RecipeError, UsageError
 from vlmoe_core.moe.experts import expert_shares
 from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.recipe.load import LoadedRecipe, dump_recipe
@@ -34,6 +34,7 @@ from vlmoe_core.train.parallel import (
     build_accelerator,
     everywhere,
     from_main,
+    gather_objects,
     hold_expert_copies,
     on_main,
     started_processes,
@@ -117,9 +118,11 @@ def open_session(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) 
     on_main(lambda: _prepare_folder(path, recipe, options, checkpoint))
     folder = RunFolder(path)
     start = everywhere(lambda: open_start(recipe.init)) if checkpoint is None else None
-    given = start.tokenizers(recipe) if start else Given()
+    if start is not None:
+        _refuse_differing(start.checkpoint)
+    given = everywhere(lambda: start.tokenizers(recipe)) if start is not None else Given()
     tokenizers = obtain_tokenizers(recipe, folder.tokenizers, reporter, given)
-    train_data, eval_data = _open_data(recipe, tokenizers)
+    train_data, eval_data = everywhere(lambda: _open_data(recipe, tokenizers))
     with shared_out(mesh):
         objective = build_objective(recipe, None if reads_codes(recipe) else tokenizers.visual, tokenizers.labels)
     if start is not None and recipe.init_weights:
@@ -195,16 +198,23 @@ def _where(loaded: LoadedRecipe, options: RunOptions, part: Part) -> tuple[Path,
     resume = Path(options.resume)
     step = everywhere(lambda: resolve(resume))
     run, checkpoint = _run_of(step), everywhere(lambda: read_checkpoint(step, "sha256", part))
+    _refuse_differing(checkpoint)
     if checkpoint.optimizer is None:
         raise UsageError(
             f"{options.resume} holds a model without its optimiser, so no run can go on from it; start a new one from "
             f"its weights with --model {options.resume}"
         )
-    if not RunFolder(run).holds_run:
-        return _fresh_folder(chosen or default, options.resume), checkpoint
-    if options.out is not None and options.out.resolve() != run.resolve():
-        raise UsageError(f"--resume {options.resume} goes on in {run}, not in --out {options.out}; leave --out away")
-    return run, checkpoint
+    return from_main(on_main(lambda: _folder_of(run, chosen or default, options))), checkpoint
+
+
+def _refuse_differing(checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError, on all processes, where one of them found another checkpoint than the rest."""
+    found = set(gather_objects((checkpoint.state.step, checkpoint.manifest.created)))
+    if len(found) > 1:
+        raise CheckpointError(
+            f"the processes found different checkpoints, of steps {', '.join(str(step) for step, _ in sorted(found))}: "
+            "one is just being written, or a disk shows old files; name one of them (.../step-00000100), not the run"
+        )
 
 
 def _check_unfinished(checkpoint: Checkpoint, recipe: Recipe, resume: str) -> None:
@@ -216,13 +226,22 @@ def _check_unfinished(checkpoint: Checkpoint, recipe: Recipe, resume: str) -> No
         )
 
 
-def _fresh_folder(run: Path, resume: str) -> Path:
-    """The run folder for a run whose checkpoint came from elsewhere. Raises UsageError if it holds another run."""
+def _folder_of(run: Path, fresh: Path, options: RunOptions) -> Path:
+    """The run folder of a checkpoint; a fresh one where that came without.
+
+    Raises UsageError if the fresh one holds another run, or `--out` names another one than the run's.
+    """
     if RunFolder(run).holds_run:
+        if options.out is not None and options.out.resolve() != run.resolve():
+            resume, out = options.resume, options.out
+            raise UsageError(f"--resume {resume} goes on in {run}, not in --out {out}; leave --out away")
+        return run
+    if RunFolder(fresh).holds_run:
         raise UsageError(
-            f"{run} already holds a run; go on with it by --resume auto, or give {resume} another folder with --out"
+            f"{fresh} already holds a run; go on with it by --resume auto, or give {options.resume} another folder "
+            "with --out"
         )
-    return run
+    return fresh
 
 
 def _run_of(step: Path) -> Path:
@@ -242,6 +261,8 @@ def _prepare_folder(path: Path, recipe: Recipe, options: RunOptions, checkpoint:
             take_tokenizers(checkpoint.tokenizers, folder.tokenizers)
     else:
         check_same_recipe(path, recipe)
-        cut_metrics(folder.metrics, checkpoint.state.metrics_offset if checkpoint else 0)
-        discard_after(path, checkpoint.state.step if checkpoint else 0)
+        step, offset = (checkpoint.state.step, checkpoint.state.metrics_offset) if checkpoint else (0, 0)
+        check_metrics(folder.metrics, offset)
+        discard_after(path, step)
+        cut_metrics(folder.metrics, offset)  # last: a later checkpoint that is left needs the lines up to it
     write_environment(folder)

@@ -83,6 +83,17 @@ def test_sums_hide_behind_the_computation_but_for_the_last_bucket() -> None:
     bare = predict(work, 1, Layout(2, 1, "none"), MACHINE).sync
     hidden = predict(work, 1, Layout(2, 1, "none"), replace(MACHINE, behind=1.0, rate=1e-9)).sync
     assert bare == pytest.approx(10 * hidden)
+    # Two thirds of the computation are the backward pass.
+    rate = work.flops / (bare / 2)
+    partly = predict(work, 1, Layout(2, 1, "none"), replace(MACHINE, behind=1.0, rate=rate)).sync
+    assert partly == pytest.approx(bare - 2 / 3 * bare / 2)
+
+
+def test_memory_of_cut_weights() -> None:
+    # A quarter of 260 weights; two layers and what lies around the blocks whole; gradients of a whole share.
+    gathered = 2 * (4 * 20 + 2 * 80 / 2) + 4 * 20
+    expected = 16 * 260 / 4 + gathered + 4 * 100 + 2 * 160 / 2 + 50
+    assert predict(WORK, 1, Layout(4, 2, "full"), MACHINE).memory == expected
 
 
 def test_recomputation_sends_the_tokens_of_the_forward_pass_again() -> None:

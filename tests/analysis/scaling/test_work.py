@@ -3,7 +3,7 @@
 import pytest
 
 from tests.analysis.estimate.support import recipe_of
-from tests.analysis.scaling.support import bytes_alone, sparse_recipe
+from tests.analysis.scaling.support import MOE, bytes_alone, sparse_recipe
 from vlmoe_core.analysis.estimate.estimate import Machine, estimate
 from vlmoe_core.analysis.estimate.rehearsal import rehearse
 from vlmoe_core.analysis.scaling.plan import Layout, Shard, predict
@@ -38,6 +38,12 @@ def test_recomputation_is_not_useful() -> None:
     plain, again = (work_of(sparse_recipe(checkpointed=on)) for on in (False, True))
     assert plain.useful == plain.flops == again.useful < again.flops
     assert again.activations < plain.activations
+
+
+@pytest.mark.parametrize(("text", "capacity"), [(2.0, 2.0), (1.0, 1.25), (None, None)])
+def test_the_largest_capacity_bounds_the_busiest(text: float | None, capacity: float | None) -> None:
+    moe = {"vision": MOE, "text": {**MOE, "capacity_factor": text}}
+    assert work_of(sparse_recipe(moe=moe)).capacity == capacity
 
 
 def test_choices_travel_as_often_as_there_are() -> None:

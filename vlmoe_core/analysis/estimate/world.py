@@ -40,7 +40,7 @@ def check_world(recipe: Recipe, world: int) -> None:
     micros = recipe.batch.num_micro
     fits = [n for n in range(1, micros + 1) if micros % n == 0]
     aim = recipe.objective if recipe.task is None else open_task(recipe.task)
-    if world > 1 and aim is not None and aim.needs_whole_batch:
+    if aim is not None and aim.needs_whole_batch:
         fits = [micros]
     if world not in fits:
         raise UsageError(

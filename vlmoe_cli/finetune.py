@@ -21,7 +21,7 @@ from vlmoe_cli.options import (
     StartOption,
 )
 from vlmoe_cli.output import Output
-from vlmoe_cli.running import Typed, push_run, run_here
+from vlmoe_cli.running import Typed, push_run, run_here, run_in_processes
 
 if TYPE_CHECKING:
     from vlmoe_core.recipe.load import LoadedRecipe
@@ -66,8 +66,8 @@ def finetune(
         _check_alone(num_processes, typed)
         runs = [_seeded(recipe, loaded, typed, number) for number in range(seeds)]
     if num_processes is not None:
-        for _, one in runs:
-            _launch(num_processes, recipe, one)
+        for seeded, one in runs:
+            run_in_processes(num_processes, "finetune", recipe, seeded, one)
         if seeds > 1:
             _show(Output(json), [one.out for _, one in runs if one.out], [], loaded)
         return
@@ -108,14 +108,6 @@ def _seeded(recipe: str, loaded: "LoadedRecipe", typed: Typed, number: int) -> t
     whole = typed.out or Path(loaded.recipe.out or Path("runs") / loaded.name.replace("/", "-"))
     own = replace(typed, overrides=(*typed.overrides, f"seed={seed}"), out=whole / f"seed-{seed}")
     return load_run_recipe(recipe, own.overrides, typed.model), own
-
-
-def _launch(num_processes: int, recipe: str, typed: Typed) -> None:
-    from vlmoe_core.train.launch import launch
-
-    code = launch(num_processes, typed.arguments("finetune", recipe))
-    if code:
-        raise typer.Exit(code)
 
 
 def _show(out: Output, folders: list[Path], outcomes: list["Outcome"], loaded: "LoadedRecipe") -> None:

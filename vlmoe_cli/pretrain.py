@@ -18,7 +18,7 @@ from vlmoe_cli.options import (
     StartOption,
 )
 from vlmoe_cli.output import Output
-from vlmoe_cli.running import Typed, push_run, run_here
+from vlmoe_cli.running import Typed, push_run, run_here, run_in_processes
 
 if TYPE_CHECKING:
     from vlmoe_core.recipe.config import Recipe
@@ -48,9 +48,8 @@ def pretrain(
     loaded = load_run_recipe(recipe, overrides or (), model)
     typed = Typed(tuple(overrides or ()), model, out, resume, overwrite, push_to, public, json)
     if num_processes is not None:
-        from vlmoe_core.train.launch import launch
-
-        raise typer.Exit(launch(num_processes, typed.arguments("pretrain", recipe)))
+        run_in_processes(num_processes, "pretrain", recipe, loaded, typed)
+        return
     outcome = run_here(loaded, typed)
     if outcome.is_main:
         _show(Output(json), recipe, outcome, loaded.recipe)

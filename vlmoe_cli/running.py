@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 from vlmoe_cli.output import Output
 from vlmoe_cli.pushing import PATIENCE, background_push, push_after, push_request
 
@@ -57,6 +59,21 @@ def run_here(loaded: "LoadedRecipe", typed: Typed) -> "Outcome":
         if outcome.is_main and outcome.finished:
             _report(outcome.folder, reporter)
         return outcome
+
+
+def run_in_processes(num_processes: int, verb: str, recipe: str, loaded: "LoadedRecipe", typed: Typed) -> None:
+    """Run a recipe in so many processes of this machine; what can be known before they start is said once, here.
+
+    Raises typer.Exit where they failed.
+    """
+    from vlmoe_core.train.launch import launch
+    from vlmoe_core.train.mesh import check_processes
+    from vlmoe_core.train.parallel import check_machine
+
+    check_machine(loaded.recipe.train)
+    check_processes(loaded.recipe, num_processes)
+    if code := launch(num_processes, typed.arguments(verb, recipe)):
+        raise typer.Exit(code)
 
 
 def push_run(out: Output, outcome: "Outcome", typed: Typed) -> None:

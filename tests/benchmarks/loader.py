@@ -32,8 +32,8 @@ from vlmoe_core.data.config import AugmentConfig
 from vlmoe_core.data.images import ImageTransform
 from vlmoe_core.recipe.load import load_recipe
 from vlmoe_core.train.reporter import Reporter
+from vlmoe_core.train.run import open_stepper
 from vlmoe_core.train.session import RunOptions, Session, open_session
-from vlmoe_core.train.step import Stepper
 
 BOUNDS = {"speedup": 1.5, "wait_share": 0.05}
 """At least; at most."""
@@ -124,15 +124,7 @@ def measure_waiting(warmup: int, steps: int, overrides: tuple[str, ...] = ()) ->
 def _waits(session: Session, steps: int) -> tuple[list[float], list[float]]:
     """Seconds until each step's micro-batches were there, and seconds of the step itself."""
     recipe = session.recipe
-    stepper = Stepper(
-        session.accelerator,
-        session.model,
-        session.mesh,
-        session.optimizer,
-        recipe.optim,
-        recipe.train.steps,
-        recipe.seed,
-    )
+    stepper = open_stepper(session)
     micros = session.train_micros()
     waits, rests = [], []
     for step in range(steps):

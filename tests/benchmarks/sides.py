@@ -40,7 +40,7 @@ class Side:
 def build_side(accelerator: Accelerator, config: ModelConfig, expert: int) -> Side:
     """The objective and its steps with `parallel.expert`; of one process without a mesh."""
     several = accelerator.num_processes > 1
-    mesh = open_mesh(ParallelConfig(expert=expert), config, accelerator.device.type) if several else ALONE
+    mesh = open_mesh(ParallelConfig(expert=expert), accelerator.device.type) if several else ALONE
     with shared_out(mesh):
         objective = make_objective(config)
     model = wrap(accelerator, objective, mesh, "fp32")

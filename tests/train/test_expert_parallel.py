@@ -138,9 +138,9 @@ def build(
     """As a session does, in float64; `prepare` changes what was built before it is wrapped."""
     fresh_process()
     recipe = loaded.recipe
-    accelerator = build_accelerator(recipe.train, recipe.batch.num_micro)
+    accelerator = build_accelerator(recipe.train)
     tokenizers = obtain_tokenizers(recipe, folder, Reporter())
-    mesh = open_mesh(recipe.parallel, recipe.model, accelerator.device.type)
+    mesh = open_mesh(recipe.parallel, accelerator.device.type)
     with shared_out(mesh):
         objective = build_objective(recipe, tokenizers.visual).double()
     prepare(objective)

@@ -36,7 +36,7 @@ from vlmoe_core.train.build import recipe_preparer
 from vlmoe_core.train.init import load_run_recipe, open_start
 from vlmoe_core.train.optim import FACTOR, learning_rate
 from vlmoe_core.train.reporter import Reporter
-from vlmoe_core.train.run import Trainer
+from vlmoe_core.train.run import Trainer, open_stepper
 from vlmoe_core.train.session import RunOptions, open_session
 from vlmoe_core.train.step import Stepper
 from vlmoe_core.train.trained import Trained, load_finetuned, load_trained, newest_finetuned, newest_pretrained
@@ -252,8 +252,7 @@ def test_a_loss_of_retrieval_that_is_not_finite_is_named(tmp_path: Path, pool: s
     fresh_process()
     loaded = tuned(tmp_path, "retrieval", f"model.moe.{pool}.layers=[{layer}]")
     session = open_session(loaded, RunOptions(tmp_path / "run"), Reporter())
-    recipe = loaded.recipe
-    stepper = Stepper(session.accelerator, session.model, session.mesh, session.optimizer, recipe.optim, 4, recipe.seed)
+    stepper = open_stepper(session)
     with torch.no_grad():
         session.objective.get_parameter(f"encoder.blocks.{layer}.ffn.{pool}.router.weight").fill_(math.nan)
     with pytest.raises(TrainError, match=rf"balance/{pool}/{layer} \(pair stream, positions 0 to 7\)"):

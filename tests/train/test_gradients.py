@@ -19,6 +19,7 @@ from vlmoe_core.train import parallel
 from vlmoe_core.train.gradients import Gradients
 from vlmoe_core.train.mesh import Mesh
 from vlmoe_core.train.reporter import Reporter
+from vlmoe_core.train.run import open_stepper
 from vlmoe_core.train.session import RunOptions, Session, open_session
 from vlmoe_core.train.step import Stepper
 
@@ -65,9 +66,8 @@ def local(tensor: Tensor) -> Tensor:
 
 def opened(loaded: LoadedRecipe, out: Path) -> tuple[Session, Stepper]:
     fresh_process()
-    session, recipe = open_session(loaded, RunOptions(out, overwrite=True), Reporter()), loaded.recipe
-    stepper = Stepper(session.accelerator, session.model, session.mesh, session.optimizer, recipe.optim, 6, recipe.seed)
-    return session, stepper
+    session = open_session(loaded, RunOptions(out, overwrite=True), Reporter())
+    return session, open_stepper(session)
 
 
 def take(session: Session, stepper: Stepper, step: int) -> float | None:

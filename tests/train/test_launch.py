@@ -141,4 +141,4 @@ def test_processes_that_would_train_alone_are_refused(monkeypatch: pytest.Monkey
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("vlmoe_core.train.parallel.meets_on_cpu", lambda: False)
     with pytest.raises(TrainError, match=r"2 processes were started \(WORLD_SIZE\), but each would train alone"):
-        build_accelerator(TrainConfig(steps=1), 4)
+        build_accelerator(TrainConfig(steps=1))

@@ -13,7 +13,7 @@ from tests.train.support import on_ranks, pretrain_child, tiny
 from vlmoe_core.errors import RecipeError
 from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.train.config import ParallelConfig
-from vlmoe_core.train.mesh import Mesh, check_mesh, open_mesh
+from vlmoe_core.train.mesh import Mesh, check_mesh, check_processes, open_mesh
 
 
 def model(vision: int, text: int, **more: Any) -> ModelConfig:
@@ -67,6 +67,23 @@ def test_layers_with_fewer_experts_count_what_they_keep() -> None:
         check_mesh(ParallelConfig(expert=2), ModelConfig.model_validate(config), 2)
 
 
+def test_processes_that_can_train_a_recipe_together(tmp_path: Path) -> None:
+    recipe = tiny(tmp_path, "batch.size={image: 12, text: 12, pair: 12}", "parallel.expert=2").recipe
+    check_processes(recipe, 2)
+    for ranks in (4, 5):
+        with pytest.raises(RecipeError, match=rf"^6 micro-batches .* to {ranks} processes; .* fit: 1, 2, 3, 6; or"):
+            check_processes(recipe, ranks)
+    with pytest.raises(RecipeError, match=r"^parallel.expert is 2, which must divide the number of processes \(3\)"):
+        check_processes(recipe, 3)
+
+
+def test_examples_that_are_compared_are_on_different_processes_but_at_the_same_time(tmp_path: Path) -> None:
+    recipe = tiny(tmp_path, "batch.size={image: 8, text: 8, pair: 8}", "objective.weights.itc=1").recipe
+    check_processes(recipe, 4)
+    with pytest.raises(RecipeError, match=r"^image-text contrast .* which 4 micro-batches on 2 processes .* is 2$"):
+        check_processes(recipe, 2)
+
+
 @pytest.mark.parametrize("value", [0, -1])
 def test_no_process_is_no_size(value: int) -> None:
     with pytest.raises(ValidationError):
@@ -87,7 +104,7 @@ def test_each_replica_covers_all_experts_exactly_once(expert: int, data: int) ->
 def places(expert: int) -> dict[str, Any]:
     """For a child: its place in the mesh, and the ranks that it meets in each group."""
     dist.init_process_group("gloo")
-    mesh = open_mesh(ParallelConfig(expert=expert, shard="full"), model(4, 8), "cpu")
+    mesh = open_mesh(ParallelConfig(expert=expert, shard="full"), "cpu")
     assert mesh.grid is not None and mesh.world is not None
     names = mesh.grid.mesh_dim_names
     groups = {name: dist.get_process_group_ranks(mesh.grid.get_group(name)) for name in names or ()}
@@ -123,7 +140,7 @@ def test_four_processes_two_shares() -> None:
 
 
 def test_one_process_needs_no_mesh() -> None:
-    mesh = open_mesh(ParallelConfig(shard="full"), model(4, 4), "cpu")
+    mesh = open_mesh(ParallelConfig(shard="full"), "cpu")
     assert (mesh.expert, mesh.data, mesh.grid, mesh.world) == (1, 1, None, None)
     assert mesh.share(4).whole
 

@@ -12,9 +12,8 @@ from vlmoe_core.errors import RecipeError
 from vlmoe_core.moe.experts import ExpertLinear
 from vlmoe_core.recipe.load import LoadedRecipe
 from vlmoe_core.train.reporter import Reporter
-from vlmoe_core.train.run import Trainer
+from vlmoe_core.train.run import Trainer, open_stepper
 from vlmoe_core.train.session import RunOptions, Session, open_session
-from vlmoe_core.train.step import Stepper
 
 BF16 = "train.precision=bf16"
 
@@ -38,16 +37,7 @@ def assert_copies_are_fresh(session: Session) -> None:
 
 
 def steps(session: Session, count: int) -> None:
-    recipe = session.recipe
-    stepper = Stepper(
-        session.accelerator,
-        session.model,
-        session.mesh,
-        session.optimizer,
-        recipe.optim,
-        recipe.train.steps,
-        recipe.seed,
-    )
+    stepper = open_stepper(session)
     for step in range(count):
         stepper(step, [session.train_data[2 * step], session.train_data[2 * step + 1]])
 

@@ -46,9 +46,9 @@ EXACT = (
 def float64_steps(loaded: LoadedRecipe, folder: Path) -> dict[str, Any]:
     """For a child: some steps in float64. Losses and gradients of each, and the positions of this rank's examples."""
     recipe = loaded.recipe
-    accelerator = build_accelerator(recipe.train, recipe.batch.num_micro)
+    accelerator = build_accelerator(recipe.train)
     tokenizers = obtain_tokenizers(recipe, folder, Reporter())
-    mesh = open_mesh(recipe.parallel, recipe.model, accelerator.device.type)
+    mesh = open_mesh(recipe.parallel, accelerator.device.type)
     with shared_out(mesh):
         objective = build_objective(recipe, tokenizers.visual).double()
     model = wrap(accelerator, objective, mesh, recipe.train.precision)

@@ -14,7 +14,7 @@ from vlmoe_core.data.loader import MicroBatch
 from vlmoe_core.errors import TrainError
 from vlmoe_core.recipe.load import LoadedRecipe
 from vlmoe_core.train.reporter import Reporter
-from vlmoe_core.train.run import run_training
+from vlmoe_core.train.run import open_stepper, run_training
 from vlmoe_core.train.session import RunOptions, Session, open_session
 from vlmoe_core.train.step import Stepper
 
@@ -37,17 +37,8 @@ def ready(tmp_path: Path) -> Callable[..., Ready]:
         fresh_process()
         loaded = tiny(tmp_path, *overrides)
         session = open_session(loaded, RunOptions(tmp_path / "run", overwrite=True), Reporter())
-        recipe = loaded.recipe
-        stepper = Stepper(
-            session.accelerator,
-            session.model,
-            session.mesh,
-            session.optimizer,
-            recipe.optim,
-            recipe.train.steps,
-            recipe.seed,
-        )
-        return Ready(session, stepper, [session.train_data[n] for n in range(recipe.batch.num_micro)])
+        micros = [session.train_data[n] for n in range(loaded.recipe.batch.num_micro)]
+        return Ready(session, open_stepper(session), micros)
 
     return make
 

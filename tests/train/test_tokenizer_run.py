@@ -38,6 +38,7 @@ from vlmoe_core.train.mesh import open_mesh
 from vlmoe_core.train.optim import build_optimizer
 from vlmoe_core.train.parallel import build_accelerator
 from vlmoe_core.train.reporter import Reporter
+from vlmoe_core.train.run import open_stepper
 from vlmoe_core.train.session import RunOptions, open_session
 from vlmoe_core.train.stand_ins import NumberEncoder
 from vlmoe_core.train.step import Stepper
@@ -86,11 +87,11 @@ def tokenizer_recipe(folder: Path, *overrides: str) -> LoadedRecipe:
 def float64_steps(loaded: LoadedRecipe, folder: Path) -> dict[str, Any]:
     """For a child: some steps in float64; losses, gradients and codes after each."""
     recipe = loaded.recipe
-    accelerator = build_accelerator(recipe.train, recipe.batch.num_micro)
+    accelerator = build_accelerator(recipe.train)
     tokenizers = obtain_tokenizers(recipe, folder, Reporter())
     objective = build_objective(recipe, tokenizers.visual).double()
     objective.codes.quantiser.shares_K.fill_(1 / 8)  # type: ignore[union-attr, operator]
-    mesh = open_mesh(recipe.parallel, recipe.model, accelerator.device.type)
+    mesh = open_mesh(recipe.parallel, accelerator.device.type)
     model = wrap(accelerator, objective, mesh, recipe.train.precision)
     optimizer = accelerator.prepare(build_optimizer(objective, recipe.optim, recipe.model.layers))
     stepper = Stepper(accelerator, model, mesh, optimizer, recipe.optim, recipe.train.steps, recipe.seed)
@@ -167,17 +168,8 @@ def test_the_start_drops_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_an_overflow_in_fp16_moves_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vlmoe_core.train.parallel.Accelerator", Scaled)
     fresh_process()
-    recipe = (loaded := tokenizer_recipe(tmp_path)).recipe
-    session = open_session(loaded, RunOptions(tmp_path / "run"), Reporter())
-    stepper = Stepper(
-        session.accelerator,
-        session.model,
-        session.mesh,
-        session.optimizer,
-        recipe.optim,
-        recipe.train.steps,
-        recipe.seed,
-    )
+    session = open_session(tokenizer_recipe(tmp_path), RunOptions(tmp_path / "run"), Reporter())
+    stepper = open_stepper(session)
     micros, quantiser = list(islice(session.train_micros(), 4)), session.objective.codes.quantiser  # type: ignore[union-attr]
     hook = session.objective.encoder.norm.weight.register_hook(lambda gradient: gradient * float("inf"))  # type: ignore[union-attr]
     before = {name: value.clone() for name, value in quantiser.state_dict().items()}

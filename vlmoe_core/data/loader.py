@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -144,7 +145,8 @@ def load_all(
         worker_init_fn=_start_worker,
         pin_memory=False,
     )
-    return iter(loader)
+    with _signals_blocked():
+        return iter(loader)
 
 
 def accepted(micro: MicroBatch) -> MicroBatch:
@@ -162,11 +164,19 @@ def count_workers(data: DataConfig, processes: int = 1) -> int:
     return min(4, max(0, cores // processes - 1))
 
 
-def _start_worker(_: int) -> None:
-    """A worker leaves signals to the training process, which finishes its step and ends the workers itself.
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Processes started meanwhile never see the signals that end a run, which launchers and terminals send to all.
 
-    Launchers and terminals send them to the whole group of processes.
+    They leave them to the training process, which finishes its step and ends the workers itself. A worker can't do
+    that of its own: a signal may come before its first line.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker(_: int) -> None:
     torch.set_num_threads(1)

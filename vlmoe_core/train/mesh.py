@@ -9,6 +9,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from vlmoe_core.errors import RecipeError
 from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.moe.share import Share
+from vlmoe_core.recipe.config import Recipe
+from vlmoe_core.tasks.task import open_task
 from vlmoe_core.train.config import ParallelConfig
 
 
@@ -46,14 +48,9 @@ ALONE = Mesh(1, 1, "none")
 """One process."""
 
 
-def open_mesh(config: ParallelConfig, model: ModelConfig, device_type: str) -> Mesh:
-    """Arrange the processes that there are as the recipe says. All of them call it.
-
-    Raises:
-        RecipeError: the experts can't be shared like that, or by so many processes.
-    """
+def open_mesh(config: ParallelConfig, device_type: str) -> Mesh:
+    """Arrange the processes that there are, so many as `check_processes` takes. All of them call it."""
     ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    check_mesh(config, model, ranks)
     if ranks == 1:
         return ALONE
     data, expert = ranks // config.expert, config.expert
@@ -61,6 +58,28 @@ def open_mesh(config: ParallelConfig, model: ModelConfig, device_type: str) -> M
     world = init_device_mesh(device_type, (ranks,), mesh_dim_names=("world",))
     data_rank, expert_rank = divmod(dist.get_rank(), expert)
     return Mesh(expert, data, config.shard, expert_rank, data_rank, grid, world)
+
+
+def check_processes(recipe: Recipe, ranks: int) -> None:
+    """Whether so many processes can train a recipe together.
+
+    Raises:
+        RecipeError: they can't share the micro-batches of a step, or the experts as `parallel` says.
+    """
+    micros = recipe.batch.num_micro
+    if micros % ranks:
+        fits = [n for n in range(1, micros + 1) if micros % n == 0]
+        raise RecipeError(
+            f"{micros} micro-batches a step (batch.size / batch.micro) can't be dealt to {ranks} processes; these "
+            f"numbers of processes fit: {', '.join(map(str, fits))}; or change batch.micro"
+        )
+    aim = open_task(recipe.task) if recipe.task else recipe.objective
+    if aim is not None and aim.needs_whole_batch and micros != ranks:
+        raise RecipeError(
+            f"image-text contrast compares all examples of a step, which {micros} micro-batches on {ranks} processes "
+            f"would cut into parts; set batch.micro so that size / micro is {ranks}"
+        )
+    check_mesh(recipe.parallel, recipe.model, ranks)
 
 
 def check_mesh(config: ParallelConfig, model: ModelConfig, ranks: int) -> None:

@@ -21,13 +21,8 @@ PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 LOW_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def build_accelerator(config: TrainConfig, num_micro: int) -> Accelerator:
-    """The process's place in the run, alone or as torchrun and Accelerate's launcher started it.
-
-    Raises:
-        RecipeError: the recipe does not fit the machine or the number of processes.
-        TrainError: the processes that were started did not find each other.
-    """
+def check_machine(config: TrainConfig) -> None:
+    """Raises RecipeError where the machine, or what is installed on it, can't do what the recipe asks for."""
     if config.precision == "fp16" and not torch.cuda.is_available():
         raise RecipeError("train.precision is fp16, which needs a GPU; use bf16 or fp32 on this machine")
     absent = [name for name in config.trackers if find_spec(name) is None]
@@ -36,6 +31,16 @@ def build_accelerator(config: TrainConfig, num_micro: int) -> Accelerator:
             f"train.trackers names {', '.join(absent)}, which is not installed; pip install {' '.join(absent)}, or "
             "take it out: metrics.jsonl is always written"
         )
+
+
+def build_accelerator(config: TrainConfig) -> Accelerator:
+    """The process's place in the run, alone or as torchrun and Accelerate's launcher started it.
+
+    Raises:
+        RecipeError: see `check_machine`.
+        TrainError: the processes that were started did not find each other.
+    """
+    check_machine(config)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -51,12 +56,6 @@ def build_accelerator(config: TrainConfig, num_micro: int) -> Accelerator:
         raise TrainError(
             f"{started_processes()} processes were started (WORLD_SIZE), but each would train alone: Accelerate found "
             "no way for them to talk; start them with torchrun or accelerate launch"
-        )
-    if num_micro % ranks:
-        fits = [n for n in range(1, num_micro + 1) if num_micro % n == 0]
-        raise RecipeError(
-            f"{num_micro} micro-batches a step (batch.size / batch.micro) can't be dealt to {ranks} processes; "
-            f"these numbers of processes fit: {', '.join(map(str, fits))}; or change batch.micro"
         )
     return accelerator
 

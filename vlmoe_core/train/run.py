@@ -140,6 +140,21 @@ def _train(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter, watch:
     return Outcome(session.folder.path, state.step, state.step == steps, interrupt.received, seconds, broken, is_main)
 
 
+def open_stepper(session: Session) -> Stepper:
+    """What takes the steps of a run."""
+    recipe = session.recipe
+    return Stepper(
+        session.accelerator,
+        session.model,
+        session.mesh,
+        session.optimizer,
+        recipe.optim,
+        recipe.train.steps,
+        recipe.seed,
+        recipe.data.on_error,
+    )
+
+
 class Trainer:
     """The loop: steps, metrics, held-out evaluations, checkpoints."""
 
@@ -149,16 +164,7 @@ class Trainer:
         self.session, self.recipe, self.watch, self.saves = session, session.recipe, watch, saves
         self.reporter = reporter if session.accelerator.is_main_process else Reporter()
         self.metrics = MetricsLog(session.folder.metrics, session.accelerator)
-        self.stepper = Stepper(
-            session.accelerator,
-            session.model,
-            session.mesh,
-            session.optimizer,
-            self.recipe.optim,
-            self.recipe.train.steps,
-            self.recipe.seed,
-            self.recipe.data.on_error,
-        )
+        self.stepper = open_stepper(session)
         accelerator = session.accelerator
         keeping = Keeping(session.folder.path, self.recipe.train.keep_last, saves.held, self._saved)
         self.saving = Saving(keeping, accelerator.process_index, accelerator.num_processes)

@@ -18,17 +18,16 @@ from vlmoe_core.checkpoint.read import Checkpoint, Part, read_checkpoint, read_n
 from vlmoe_core.checkpoint.restore import load_model_state, load_named_optimizer_state
 from vlmoe_core.checkpoint.state import RunState
 from vlmoe_core.data.loader import MicroBatch, MicroBatches, load_all
-from vlmoe_core.errors import CheckpointError, RecipeError, UsageError
+from vlmoe_core.errors import CheckpointError, UsageError
 from vlmoe_core.moe.experts import expert_shares
 from vlmoe_core.recipe.config import Recipe
 from vlmoe_core.recipe.load import LoadedRecipe, dump_recipe
-from vlmoe_core.tasks.task import open_task
 from vlmoe_core.train.build import BASELINE_EXAMPLES, build_dataset, build_objective, compile_blocks
 from vlmoe_core.train.codes import reads_codes, with_codes
 from vlmoe_core.train.fitting import Given, Tokenizers, obtain_tokenizers, take_tokenizers
 from vlmoe_core.train.folder import RunFolder, check_same_recipe, default_folder, start_folder, write_environment
 from vlmoe_core.train.init import open_start, start_from
-from vlmoe_core.train.mesh import Mesh, open_mesh
+from vlmoe_core.train.mesh import Mesh, check_processes, open_mesh
 from vlmoe_core.train.optim import build_optimizer
 from vlmoe_core.train.parallel import (
     build_accelerator,
@@ -110,11 +109,11 @@ def open_session(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) 
         DataError, TokenizerError, CheckpointError: a source, tokenizer or checkpoint is missing or broken.
     """
     recipe = loaded.recipe
-    accelerator = build_accelerator(recipe.train, recipe.batch.num_micro)
-    mesh = open_mesh(recipe.parallel, recipe.model, accelerator.device.type)
+    accelerator = build_accelerator(recipe.train)
+    check_processes(recipe, accelerator.num_processes)
+    mesh = open_mesh(recipe.parallel, accelerator.device.type)
     path, checkpoint = _where(loaded, options, Part(accelerator.process_index, accelerator.num_processes))
     accelerator.project_configuration = ProjectConfiguration(project_dir=str(path), logging_dir=str(path))
-    _refuse_accumulation(recipe, accelerator.num_processes)
     on_main(lambda: _prepare_folder(path, recipe, options, checkpoint))
     folder = RunFolder(path)
     start = everywhere(lambda: open_start(recipe.init)) if checkpoint is None else None
@@ -171,17 +170,6 @@ def _open_data(recipe: Recipe, tokenizers: Tokenizers) -> tuple[MicroBatches, Mi
     if reads_codes(recipe):
         return with_codes(recipe, tokenizers.visual, train_data, eval_data)
     return train_data, eval_data
-
-
-def _refuse_accumulation(recipe: Recipe, ranks: int) -> None:
-    """Raises RecipeError where examples of a step are compared with each other, but not computed at the same time."""
-    aim = open_task(recipe.task) if recipe.task else recipe.objective
-    if aim is None or not aim.needs_whole_batch or recipe.batch.num_micro == ranks:
-        return
-    raise RecipeError(
-        f"image-text contrast compares all examples of a step, which {recipe.batch.num_micro} micro-batches on "
-        f"{ranks} processes would cut into parts; set batch.micro so that size / micro is {ranks}"
-    )
 
 
 def _where(loaded: LoadedRecipe, options: RunOptions, part: Part) -> tuple[Path, Checkpoint | None]:

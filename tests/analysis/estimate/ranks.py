@@ -44,8 +44,8 @@ class Seen:
 def third_step(recipe: Recipe) -> Seen:
     """For a child: the third step of a run. The moments are there from the first one on, the last buckets from the
     second one on."""
-    accelerator = build_accelerator(recipe.train, recipe.batch.num_micro)
-    mesh = open_mesh(recipe.parallel, recipe.model, "cpu")
+    accelerator = build_accelerator(recipe.train)
+    mesh = open_mesh(recipe.parallel, "cpu")
     with shared_out(mesh):
         objective = build_objective(recipe, None)
     model = wrap(accelerator, objective, mesh, recipe.train.precision)

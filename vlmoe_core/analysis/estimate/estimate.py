@@ -116,9 +116,8 @@ def estimate(recipe: Recipe, machine: Machine, num_labels: int | None = None) ->
         num_labels: labels of the head of a task whose data decide on them; null: 1,000.
 
     Raises:
-        UsageError: the step's micro-batches can't be dealt to so many devices; or the data decide on no labels, and a
-            number of them was given.
-        RecipeError: so many devices can't share the experts as the recipe says.
+        UsageError: the data decide on no labels, and a number of them was given; or this process is one of several.
+        RecipeError: so many devices can't train the recipe together.
     """
     world = machine.devices
     if machine.world is not None:

@@ -92,7 +92,7 @@ def rehearse(recipe: Recipe, labels: Labels, world: int, device: Device = "gpu")
     """Build the share of every process, and follow a step of the first one.
 
     Raises:
-        UsageError, RecipeError: so many processes can't train the recipe together.
+        UsageError, RecipeError: see `check_world`.
     """
     check_world(recipe, world)
     waiting = waiting_gradients(recipe, labels, world)

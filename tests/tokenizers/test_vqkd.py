@@ -152,7 +152,7 @@ def test_files_that_are_missing_or_senseless(tmp_path: Path) -> None:
     config = tmp_path / "visual_tokenizer.json"
     text = config.read_text()
     config.write_text(json.dumps({**json.loads(text), "code_dim": "wide"}))
-    with pytest.raises(TokenizerError, match="does not hold a vqkd tokenizer"):
+    with pytest.raises(TokenizerError, match="does not hold a vqkd"):
         load_visual_tokenizer(tmp_path)
     config.write_text(text)
     (tmp_path / TENSOR_FILE).unlink()

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -441,7 +442,7 @@ class Watched(VisualTokenizer):
     def decode(self, ids_BN: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         raise NotImplementedError
 
-    def save(self, folder: Path) -> None:
+    def facts(self) -> dict[str, Any]:
         raise NotImplementedError
 
 

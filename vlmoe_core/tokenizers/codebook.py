@@ -12,32 +12,19 @@ Axis letters: B images, C channels, H height, W width, N patches, D values of a 
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from vlmoe_core.errors import TokenizerError
-from vlmoe_core.tensor_file import write_tensor_file
 from vlmoe_core.tokenizers.kmeans import kmeans, nearest_centroid
-from vlmoe_core.tokenizers.visual import (
-    CONFIG_FILE,
-    FORMAT,
-    TENSOR_FILE,
-    VisualTokenizer,
-    from_patches,
-    to_patches,
-    unit_range,
-)
+from vlmoe_core.tokenizers.visual import VisualTokenizer, from_patches, to_patches, unit_range
 
 MOST_FEATURES = 32
 MOST_PATCHES = 100_000
@@ -122,34 +109,14 @@ class Codebook(VisualTokenizer):
         perplexity = math.exp(float(-(share * share.log()).sum()))
         return CodeUse(int(counts_K.sum()), len(share), self.codebook_size - len(share), perplexity)
 
-    def save(self, folder: Path) -> None:
-        """Write `visual_tokenizer.json` and `visual_tokenizer.safetensors` into the folder."""
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: buffer.cpu().contiguous() for name, buffer in self.named_buffers()}
-        write_tensor_file(folder / TENSOR_FILE, tensors)
-        config = {
-            "format": FORMAT,
-            "kind": self.kind,
-            "patch_size": self.patch_size,
-            "codebook_size": self.codebook_size,
-            "fingerprint": self.fingerprint,
-            "use": asdict(self.use()),
-        }
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    def facts(self) -> dict[str, Any]:
+        """How the patches of the fit used the codes."""
+        return {"use": asdict(self.use())}
 
 
-def load(folder: Path, config: Mapping[str, Any]) -> Codebook:
-    """The codebook that `Codebook.save` wrote; TokenizerError if its tensors are missing, altered or do not fit."""
-    path = folder / TENSOR_FILE
-    try:
-        codebook = Codebook(int(config["patch_size"]), **load_file(path))
-    except FileNotFoundError as error:
-        raise TokenizerError(f"{path} is not there; copy it beside {CONFIG_FILE}, or fit it anew") from error
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise TokenizerError(f"{path} does not hold a codebook ({error}); fit the visual tokenizer anew") from error
-    if codebook.fingerprint != config.get("fingerprint"):
-        raise TokenizerError(f"{path} is not the one that {CONFIG_FILE} describes: its fingerprint differs")
-    return codebook
+def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Codebook:
+    """The codebook that was saved. Raises KeyError, TypeError or ValueError where the two do not fit."""
+    return Codebook(int(config["patch_size"]), **tensors)
 
 
 def fit_codebook(

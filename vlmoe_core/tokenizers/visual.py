@@ -5,21 +5,26 @@ Axis letters: B images, C channels, H height, W width, N patches of an image (ro
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vlmoe_core.config import nearest, plugin_module
 from vlmoe_core.errors import TokenizerError
 from vlmoe_core.hf import fetch_folder, first_file, is_hub
+from vlmoe_core.tensor_file import write_tensor_file
 from vlmoe_core.tokenizers.frozen import Frozen
 
 KINDS = ("codebook", "vqkd")
 FORMAT = 1
 CONFIG_FILE = "visual_tokenizer.json"
 TENSOR_FILE = "visual_tokenizer.safetensors"
+AGAIN = "fit, train or import it anew"
 INSIDE = "tokenizers/visual"
 """Where it lies in a model folder."""
 
@@ -27,8 +32,8 @@ INSIDE = "tokenizers/visual"
 class VisualTokenizer(Frozen, ABC):
     """A module without trainable parameters and without an entry in any state dict: it travels as its own files.
 
-    A new kind is a file of its name in this package with `load(folder, config) -> VisualTokenizer`, and an entry in
-    `KINDS`.
+    A new kind is a file of its name in this package with `load(tensors, config) -> VisualTokenizer`, which makes one of
+    its buffers and the facts that it was saved with, and an entry in `KINDS`.
     """
 
     kind: ClassVar[str]
@@ -61,8 +66,23 @@ class VisualTokenizer(Frozen, ABC):
         """Images (B, 3, H, W), float in [0, 1], that show each code; `grid` is (rows, columns), square when None."""
 
     @abstractmethod
+    def facts(self) -> Mapping[str, Any]:
+        """What `load` needs to know beside the buffers and the sizes above, and what a reader may want to."""
+
     def save(self, folder: Path) -> None:
-        """Write the tokenizer's files into the folder, which is made if need be."""
+        """Write `visual_tokenizer.json` and `.safetensors` into the folder, which is made if need be."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {name: buffer.cpu().contiguous() for name, buffer in self.named_buffers()}
+        write_tensor_file(folder / TENSOR_FILE, tensors)
+        config = {
+            "format": FORMAT,
+            "kind": self.kind,
+            "patch_size": self.patch_size,
+            "codebook_size": self.codebook_size,
+            "fingerprint": self.fingerprint,
+            **self.facts(),
+        }
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def visual_folder(spec: str) -> Path | None:
@@ -84,22 +104,35 @@ def visual_folder(spec: str) -> Path | None:
 
 def load_visual_tokenizer(folder: Path) -> VisualTokenizer:
     """The tokenizer that `save` wrote; TokenizerError if a file is missing, altered, newer, or of an unknown kind."""
-    path = Path(folder) / CONFIG_FILE
+    config, tensors = _read_config(Path(folder) / CONFIG_FILE), Path(folder) / TENSOR_FILE
+    kind = config["kind"]
+    try:
+        tokenizer: VisualTokenizer = plugin_module("vlmoe_core.tokenizers", kind).load(load_file(tensors), config)
+    except FileNotFoundError as error:
+        raise TokenizerError(f"{tensors} is not there; copy it beside {CONFIG_FILE}, or {AGAIN}") from error
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise TokenizerError(f"{folder} does not hold a {kind} ({error}); {AGAIN}") from error
+    if tokenizer.fingerprint != config.get("fingerprint"):
+        raise TokenizerError(f"{tensors} is not the one that {CONFIG_FILE} describes: its fingerprint differs")
+    return tokenizer
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """What `save` wrote of a tokenizer of a kind that there is. Raises TokenizerError."""
     try:
         config: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise TokenizerError(f"{path} is not there; give a folder that holds a fitted visual tokenizer") from error
     except (OSError, ValueError) as error:
-        raise TokenizerError(f"{path} can't be read ({error}); fit the visual tokenizer anew") from error
+        raise TokenizerError(f"{path} can't be read ({error}); {AGAIN}") from error
     if not isinstance(config, dict) or not isinstance(config.get("kind"), str):
-        raise TokenizerError(f"{path} names no kind of visual tokenizer; fit it anew")
+        raise TokenizerError(f"{path} names no kind of visual tokenizer; {AGAIN}")
     if config["kind"] not in KINDS:
         hint = nearest(config["kind"], list(KINDS))
         raise TokenizerError(f"{path}: unknown visual tokenizer '{config['kind']}'; {hint}")
     if config.get("format") != FORMAT:
         raise TokenizerError(f"{path} has format {config.get('format')}, not {FORMAT}; use a newer vlmoe")
-    tokenizer: VisualTokenizer = plugin_module("vlmoe_core.tokenizers", config["kind"]).load(Path(folder), config)
-    return tokenizer
+    return config
 
 
 def to_patches(images_BCHW: Tensor, patch_size: int) -> Tensor:

@@ -12,13 +12,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,12 +24,11 @@ from vlmoe_core.model.block import Block
 from vlmoe_core.model.config import ModelConfig
 from vlmoe_core.model.encoder import Encoded, Encoder, initialise_maps, scale_outputs
 from vlmoe_core.model.layout import Layout
-from vlmoe_core.tensor_file import write_tensor_file
 from vlmoe_core.tokenizers.config import TeacherConfig
 from vlmoe_core.tokenizers.frozen import without_parameters
 from vlmoe_core.tokenizers.quantiser import Quantiser
 from vlmoe_core.tokenizers.teachers.pixels import PIXELS, PixelTeacher
-from vlmoe_core.tokenizers.visual import CONFIG_FILE, FORMAT, TENSOR_FILE, VisualTokenizer, unit_range
+from vlmoe_core.tokenizers.visual import VisualTokenizer, unit_range
 
 NO_WORDS = 1
 """Rows of the word embedding that a model for images alone does not have."""
@@ -196,23 +191,14 @@ class VQKD(VisualTokenizer):
             raise TokenizerError(f"this visual tokenizer knows a grid of {own} x {own} patches, not {grid}")
         return PixelTeacher(self.patch_size).images(self.features(ids_BN), (own, own))
 
-    def save(self, folder: Path) -> None:
-        """Write `visual_tokenizer.json` and `visual_tokenizer.safetensors` into the folder."""
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: buffer.cpu().contiguous() for name, buffer in self.named_buffers()}
-        write_tensor_file(folder / TENSOR_FILE, tensors)
-        config = {
-            "format": FORMAT,
-            "kind": self.kind,
-            "patch_size": self.patch_size,
-            "codebook_size": self.codebook_size,
+    def facts(self) -> dict[str, Any]:
+        """Its shape."""
+        return {
             "code_dim": self.shape.code_dim,
             "decoder_layers": self.shape.decoder_layers,
             "teacher": self.shape.teacher.model_dump(),
             "model": self.shape.model.model_dump(mode="json"),
-            "fingerprint": self.fingerprint,
         }
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def _batch(self, images_BCHW: Tensor) -> Batch:
         size = self.shape.model.image_size
@@ -233,25 +219,16 @@ class VQKD(VisualTokenizer):
             )
 
 
-def load(folder: Path, config: Mapping[str, Any]) -> VQKD:
-    """The tokenizer that `VQKD.save` wrote; TokenizerError if its tensors are missing, altered or do not fit."""
-    path = folder / TENSOR_FILE
-    try:
-        shape = VQKDShape(
-            model=ModelConfig.model_validate(config["model"]),
-            codebook_size=int(config["codebook_size"]),
-            code_dim=int(config["code_dim"]),
-            decoder_layers=int(config["decoder_layers"]),
-            teacher=TeacherConfig.model_validate(config["teacher"]),
-        )
-        tokenizer = VQKD(shape, load_file(path))
-    except FileNotFoundError as error:
-        raise TokenizerError(f"{path} is not there; copy it beside {CONFIG_FILE}, or train it anew") from error
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, ValidationError) as error:
-        raise TokenizerError(f"{folder} does not hold a vqkd tokenizer ({error}); train or import it anew") from error
-    if tokenizer.fingerprint != config.get("fingerprint"):
-        raise TokenizerError(f"{path} is not the one that {CONFIG_FILE} describes: its fingerprint differs")
-    return tokenizer
+def load(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> VQKD:
+    """The tokenizer that was saved. Raises KeyError, TypeError or ValueError where the two do not fit."""
+    shape = VQKDShape(
+        model=ModelConfig.model_validate(config["model"]),
+        codebook_size=int(config["codebook_size"]),
+        code_dim=int(config["code_dim"]),
+        decoder_layers=int(config["decoder_layers"]),
+        teacher=TeacherConfig.model_validate(config["teacher"]),
+    )
+    return VQKD(shape, tensors)
 
 
 def check_shape(shape: VQKDShape) -> None:

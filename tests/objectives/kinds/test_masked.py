@@ -1,7 +1,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,7 +36,7 @@ class SumOfPixels(VisualTokenizer):
     def decode(self, ids_BN: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         raise NotImplementedError
 
-    def save(self, folder: Path) -> None:
+    def facts(self) -> dict[str, Any]:
         raise NotImplementedError
 
 

@@ -1,6 +1,5 @@
 """Experts shared by processes, and weights cut over them: whatever the mesh, a run is that of one process."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +12,11 @@ import torch.distributed as dist
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.train.support import Child, free_port, fresh_process, metrics, on_ranks, tiny
-from tests.train.tasks_support import tuned
-from tests.train.test_broken import pictures
-from tests.train.test_broken import recipe as picture_recipe
-from tests.train.test_ranks import EXACT, FOUR_MICROS, LONG, Gradients, assert_close
+from tests.train.support import Child, fresh_process, on_ranks, tiny
+from tests.train.test_ranks import EXACT, FOUR_MICROS, Gradients, assert_close
 from vlmoe_core.data.loader import MicroBatch, MicroBatches
-from vlmoe_core.moe.experts import ExpertLinear, Experts, expert_shares
-from vlmoe_core.objectives.loss import Loss
+from vlmoe_core.moe.experts import Experts, expert_shares
 from vlmoe_core.recipe.load import LoadedRecipe
 from vlmoe_core.train.build import build_dataset, build_objective
 from vlmoe_core.train.fitting import obtain_tokenizers
@@ -31,8 +25,6 @@ from vlmoe_core.train.mesh import Mesh, open_mesh
 from vlmoe_core.train.optim import FACTOR, build_optimizer
 from vlmoe_core.train.parallel import build_accelerator
 from vlmoe_core.train.reporter import Reporter
-from vlmoe_core.train.run import run_training
-from vlmoe_core.train.session import RunOptions, open_session
 from vlmoe_core.train.step import Stepper
 from vlmoe_core.train.wrapping import num_parameters, shared_out, wrap
 
@@ -373,186 +365,3 @@ def test_what_must_be_on_is_on(exact: Found, subject: str) -> None:
     assert still == {name for name in alone["before"] if frozen is not None and frozen in name}
     if subject == "exact":
         assert all(np.abs(bias).max() > 0.1 for bias in alone["adam"]["biases"].values()) and alone["adam"]["biases"]
-
-
-def run_all(recipes: Sequence[LoadedRecipe], folders: Sequence[Path], ports: Sequence[int]) -> list[Any]:
-    """For a child: whole runs, one after the other; each leaves its group of processes at the end."""
-    outcomes = []
-    for loaded, folder, port in zip(recipes, folders, ports, strict=True):
-        fresh_process()
-        os.environ["MASTER_PORT"] = str(port)
-        outcomes.append(run_training(loaded, RunOptions(folder), Reporter()))
-    return outcomes
-
-
-RUNS = {
-    "alone": (1, ()),
-    "2 ranks, expert 2": (2, ("parallel.expert=2",)),
-    "4 ranks, expert 4": (4, ("parallel.expert=4",)),
-    "4 ranks, expert 2, full": (4, ("parallel={expert: 2, shard: full}",)),
-}
-"""Ranks and overrides of whole runs in float32 with grouped experts."""
-SEVERAL = [name for name in RUNS if name != "alone"]
-
-
-def run_named(folder: Path, named: Mapping[str, tuple[int, LoadedRecipe]]) -> dict[str, Path]:
-    """The folders of finished runs, each with its number of ranks."""
-    for ranks in sorted({ranks for ranks, _ in named.values()}):
-        names = [name for name in named if named[name][0] == ranks]
-        recipes, folders = [named[name][1] for name in names], [folder / name for name in names]
-        for outcomes in on_ranks(ranks, run_all, recipes, folders, [free_port() for _ in names]):
-            assert isinstance(outcomes, list), outcomes
-            assert all(outcome.finished for outcome in outcomes)
-    return {name: folder / name for name in named}
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The run folders, by the names of RUNS."""
-    folder = tmp_path_factory.mktemp("runs")
-    return run_named(folder, {n: (ranks, tiny(folder, *LONG, *more)) for n, (ranks, more) in RUNS.items()})
-
-
-@pytest.mark.parametrize("name", SEVERAL)
-def test_float32_losses_of_20_steps(runs: dict[str, Path], name: str) -> None:
-    expected, found = metrics(runs["alone"]), metrics(runs[name])
-    assert len(found) == len(expected) == 22
-    for line, straight in zip(found, expected, strict=True):
-        losses = {k: v for k, v in straight.items() if k.startswith(("loss/", "balance/", "baseline/"))}
-        assert losses.keys() <= line.keys() == straight.keys()
-        assert {k: line[k] for k in losses} == pytest.approx(losses, abs=1e-4)
-
-
-@pytest.mark.parametrize("name", SEVERAL)
-def test_held_out_figures_with_fewer_micro_batches_than_ranks(runs: dict[str, Path], name: str) -> None:
-    """3 held-out examples are one micro-batch and half of another: of 4 ranks two have nothing to read."""
-    assert metrics(runs[name])[0] == pytest.approx(metrics(runs["alone"])[0], abs=1e-6)
-
-
-MESHES = {"alone": (), "expert 2": ("parallel.expert=2",), "full": ("parallel={expert: 2, shard: full}",)}
-FURTHER = ("task", "contrast", "retrieval", "empty stream")
-SHORT = ("train.steps=3", "train.save_every=9")
-
-
-@pytest.fixture(scope="module")
-def further(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Run folders of other recipes, by name and mesh. Contrast asks for as many ranks as micro-batches, so that its
-    runs without a shared expert have two ranks as well."""
-    folder = tmp_path_factory.mktemp("further")
-    pictures(folder / "held"), pictures(folder / "train", broken=tuple(range(1, 24)))
-    broken = ("data.on_error=skip", "tokenizers.visual.codebook_size=4", "tokenizers.visual.fit_images=24")
-    named = {}
-    for mesh, more in MESHES.items():
-        alone = 2 - (mesh == "alone")
-        named[f"task, {mesh}"] = alone, tuned(folder, "vqa", *SHORT, "batch.micro.pair=4", *more)
-        named[f"contrast, {mesh}"] = 2, tiny(folder, *SHORT, "objective.weights.itc=1", *more)
-        named[f"retrieval, {mesh}"] = 2, tuned(folder, "retrieval", *SHORT, "batch.micro.pair=4", *more)
-        named[f"empty stream, {mesh}"] = alone, picture_recipe(folder, *broken, *more)
-    return run_named(folder, named)
-
-
-@pytest.mark.parametrize("mesh", [mesh for mesh in MESHES if mesh != "alone"])
-@pytest.mark.parametrize("name", FURTHER)
-def test_further_recipes_train_as_without_a_mesh(further: dict[str, Path], name: str, mesh: str) -> None:
-    found, expected = metrics(further[f"{name}, {mesh}"]), metrics(further[f"{name}, alone"])
-    for line, straight in zip(found, expected, strict=True):
-        assert line.keys() == straight.keys() and line.pop("split") == straight.pop("split")
-        assert line == pytest.approx(straight, rel=1e-4, abs=1e-4)
-
-
-def test_further_recipes_are_what_they_are_called(further: dict[str, Path]) -> None:
-    parts = {name: set().union(*map(set, metrics(further[f"{name}, alone"]))) for name in FURTHER}
-    assert "metric/accuracy" in parts["task"] or any(name.startswith("metric/") for name in parts["task"])
-    assert "loss/itc" in parts["contrast"] and {"loss/itc", "loss/itm"} <= parts["retrieval"]
-    trained = [line for line in metrics(further["empty stream, alone"]) if line["split"] == "train"]
-    assert any("loss/mim" not in line for line in trained) and all("loss/mlm" in line for line in trained)
-
-
-class Listening(Stepper):
-    """Notes what each micro-batch of this rank says, before it is summed over the ranks."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.heard: list[dict[str, float]] = []
-
-    def _backward(self, *args: Any, **kwargs: Any) -> Loss:
-        loss = super()._backward(*args, **kwargs)
-        self.heard.append({name: float(part.sum) for name, part in loss.parts.items()})
-        return loss
-
-
-class Dtypes(TorchDispatchMode):
-    """Notes in which dtypes weights are gathered and their gradients reduced where fully_shard has cut them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: dict[str, set[str]] = {"_allgather_base_": set(), "_reduce_scatter_base_": set()}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = str(func).split(".")[1]
-        if name in self.seen:
-            self.seen[name].add(str(args[0].dtype).removeprefix("torch."))
-        return func(*args, **(kwargs or {}))
-
-
-def listen(recipes: Mapping[str, LoadedRecipe], folder: Path) -> dict[str, Any]:
-    """For a child: what a session's first three steps say on this rank, and how it holds its experts."""
-    found = {}
-    for name, loaded in recipes.items():
-        fresh_process()
-        session, recipe = open_session(loaded, RunOptions(folder / name), Reporter()), loaded.recipe
-        stepper = Listening(
-            session.accelerator, session.model, session.mesh, session.optimizer, recipe.optim, 6, recipe.seed
-        )
-        micros = session.train_micros()
-        per_rank = recipe.batch.num_micro // session.accelerator.num_processes
-        with Dtypes() as dtypes:
-            told = [dict(stepper(step, [next(micros) for _ in range(per_rank)]).losses) for step in range(3)]
-        linears = [module for module in session.objective.modules() if isinstance(module, ExpertLinear)]
-        found[name] = {
-            "heard": stepper.heard,
-            "told": told,
-            "sent": dtypes.seen,
-            "dtypes": {str(p.dtype) for p in session.objective.parameters()},
-            "fresh": [x.copy is not None and torch.equal(x.copy, x.weight.bfloat16()) for x in linears],
-        }
-    return found
-
-
-BF16 = {"none": "parallel={expert: 2}", "full": "parallel={expert: 2, shard: full}"}
-
-
-@pytest.fixture(scope="module")
-def heard(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of four ranks heard in float32 and in bfloat16."""
-    folder = tmp_path_factory.mktemp("heard")
-    recipes = {
-        f"{precision}, {shard}": tiny(folder, *FOUR_MICROS, mesh, f"train.precision={precision}")
-        for precision in ("fp32", "bf16")
-        for shard, mesh in BF16.items()
-    }
-    answers = on_ranks(4, listen, recipes, folder)
-    assert all(isinstance(answer, dict) for answer in answers), answers
-    return answers
-
-
-@pytest.mark.parametrize("shard", list(BF16))
-def test_bf16_losses_of_every_rank_are_near_those_of_float32(heard: list[dict[str, Any]], shard: str) -> None:
-    for rank in heard:
-        low, full = rank[f"bf16, {shard}"], rank[f"fp32, {shard}"]
-        assert low["dtypes"] == {"torch.float32"}, "masters"
-        assert low["fresh"] == [shard == "none"] * 4 and full["fresh"] == [False] * 4
-        for key in ("heard", "told"):
-            losses = [[{k: v for k, v in one.items() if "balance" not in k} for one in way[key]] for way in (low, full)]
-            for one, expected in zip(*losses, strict=True):
-                assert one == pytest.approx(expected, rel=0.02)
-                assert one != pytest.approx(expected, rel=1e-7)
-
-
-def test_cut_experts_travel_in_bf16_and_their_gradients_in_float32(heard: list[dict[str, Any]]) -> None:
-    """All else is gathered in float32: autocast casts it where it is used."""
-    for rank in heard:
-        for precision, gathered in (("bf16", {"bfloat16", "float32"}), ("fp32", {"float32"})):
-            sent = rank[f"{precision}, full"]["sent"]
-            assert sent == {"_allgather_base_": gathered, "_reduce_scatter_base_": {"float32"}}
-            assert not any(rank[f"{precision}, none"]["sent"].values())

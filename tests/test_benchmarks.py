@@ -124,8 +124,7 @@ def test_collectives(capsys: pytest.CaptureFixture[str]) -> None:
     figures = json_of(collectives, capsys)
     assert figures["bounds"] == {}
     for name in collectives.SENT:
-        assert figures[f"{name}_2_gb_s"] > 0
-        assert {f"{name}_2_alpha_us", f"{name}_2_error"} < set(figures)
+        assert {f"{name}_2_gb_s", f"{name}_2_alpha_us", f"{name}_2_error"} < set(figures)
 
 
 def test_a_line_through_calls_counts_each_size_alike() -> None:

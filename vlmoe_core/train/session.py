@@ -44,7 +44,7 @@ from vlmoe_core.train.wrapping import is_cut, shared_out, wrap
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the command line adds to a recipe."""
+    """What the command line adds to a recipe. Raises UsageError where it contradicts itself."""
 
     out: Path | None = None
     """Run folder; beats the recipe's `out`."""
@@ -53,6 +53,10 @@ class RunOptions:
     on the Hub, to go on from."""
     overwrite: bool = False
     """Replace the run that the folder holds."""
+
+    def __post_init__(self) -> None:
+        if self.resume is not None and self.overwrite:
+            raise UsageError("--resume goes on with a run and --overwrite replaces it; give one of them")
 
 
 @dataclass
@@ -110,7 +114,7 @@ def open_session(loaded: LoadedRecipe, options: RunOptions, reporter: Reporter) 
     """
     recipe = loaded.recipe
     accelerator = build_accelerator(recipe.train)
-    check_processes(recipe, accelerator.num_processes)
+    everywhere(lambda: check_processes(recipe, accelerator.num_processes))
     mesh = open_mesh(recipe.parallel, accelerator.device.type)
     path, checkpoint = _where(loaded, options, Part(accelerator.process_index, accelerator.num_processes))
     accelerator.project_configuration = ProjectConfiguration(project_dir=str(path), logging_dir=str(path))
@@ -178,21 +182,25 @@ def _where(loaded: LoadedRecipe, options: RunOptions, part: Part) -> tuple[Path,
     default = default_folder(loaded.name)
     if options.resume is None:
         return chosen or default, None
-    if options.overwrite:
-        raise UsageError("--resume goes on with a run and --overwrite replaces it; give one of them")
     if options.resume == "auto":
         newest = from_main(latest_checkpoint(chosen or default))
         return chosen or default, None if newest is None else everywhere(lambda: read_newest(newest, part))
     resume = Path(options.resume)
     step = everywhere(lambda: resolve(resume))
-    run, checkpoint = _run_of(step), everywhere(lambda: read_checkpoint(step, "sha256", part))
+    run, checkpoint = _run_of(step), everywhere(lambda: _read_whole(step, part, options.resume))
     _refuse_differing(checkpoint)
+    return from_main(on_main(lambda: _folder_of(run, chosen or default, options))), checkpoint
+
+
+def _read_whole(step: Path, part: Part, resume: str | None) -> Checkpoint:
+    """A checkpoint with all that a run needs to go on. Raises CheckpointError, or UsageError if it is a model alone."""
+    checkpoint = read_checkpoint(step, "sha256", part)
     if checkpoint.optimizer is None:
         raise UsageError(
-            f"{options.resume} holds a model without its optimiser, so no run can go on from it; start a new one from "
-            f"its weights with --model {options.resume}"
+            f"{resume} holds a model without its optimiser, so no run can go on from it; start a new one from its "
+            f"weights with --model {resume}"
         )
-    return from_main(on_main(lambda: _folder_of(run, chosen or default, options))), checkpoint
+    return checkpoint
 
 
 def _refuse_differing(checkpoint: Checkpoint) -> None:

@@ -64,16 +64,10 @@ def test_a_second_run_in_the_same_folder_is_refused(folder: Path) -> None:
     assert again.stderr.count("\n") == 1 and "--resume auto" in again.stderr and "--overwrite" in again.stderr
 
 
-@pytest.mark.parametrize(
-    ("number", "override", "message"),
-    [
-        ("3", "seed=1", "2 micro-batches a step (batch.size / batch.micro) can't be dealt to 3 processes"),
-        ("2", "train.trackers=[trackio]", "train.trackers names trackio, which is not installed"),
-    ],
-)
-def test_what_no_process_can_do_is_said_once(folder: Path, number: str, override: str, message: str) -> None:
-    done = vlmoe(folder, "pretrain", "tiny.yaml", "--num-processes", number, "--set", override, "--out", "runs/none")
-    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+def test_what_no_process_can_do_is_said_once(folder: Path) -> None:
+    done = vlmoe(folder, "pretrain", "tiny.yaml", "--num-processes", "3", "--out", "runs/none")
+    message = "error: 2 micro-batches a step (batch.size / batch.micro) can't be dealt to 3 processes"
+    assert done.returncode == 2 and done.stderr.startswith(message) and done.stderr.count("\n") == 1
     assert not (folder / "runs" / "none").exists()
 
 

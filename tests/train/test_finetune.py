@@ -298,6 +298,14 @@ def test_held_out_data_that_are_all_broken_are_refused(tmp_path: Path, task: str
             assert isinstance(found, DataError) and "no readable example" in str(found)
 
 
+def test_ranks_refuse_together_an_example_with_too_many_pictures(tmp_path: Path) -> None:
+    """Of the two pictures of a statement the head takes one: each example is as one that can't be read."""
+    loaded = tuned(tmp_path, "nlvr2", "task.num_images=1", "batch.micro.pair=4")
+    found = on_ranks(2, pretrain_child, loaded, tmp_path / "run")
+    assert [type(one) for one in found] == [DataError] * 2 and str(found[0]) == str(found[1])
+    assert ": has 2 pictures, the head takes 1; set task.num_images (position" in str(found[0])
+
+
 def test_contrast_refuses_accumulation(base: Path, tmp_path: Path) -> None:
     loaded = tuned(tmp_path, "retrieval", "batch.micro.pair=4", init=str(base))
     with pytest.raises(RecipeError, match=r"2 micro-batches on 1 processes would cut .*size / micro is 1") as caught:

@@ -131,6 +131,16 @@ class Task(ABC):
         Raises DataError, without a name, for a label that is not in the list.
         """
 
+    def check_pictures(self, example: Example) -> None:
+        """Raises DataError, without a name, where an example has another number of pictures than the head takes."""
+        if example.more_images:
+            raise DataError(f"has {1 + len(example.more_images)} pictures, the head takes 1; leave the others away")
+
+    def checked_target(self, example: Example, labels: Labels, training: bool) -> NDArray[np.generic] | None:
+        """`target`, of an example that the head can take; errors of both."""
+        self.check_pictures(example)
+        return self.target(example, labels, training)
+
     @abstractmethod
     def build(self, encoder: Encoder, labels: Labels) -> nn.Module:
         """The objective: encoder, head and loss. Its `outputs` are what `read` reads."""

@@ -146,7 +146,7 @@ def recipe_preparer(recipe: Recipe, encoder: TextEncoder, labels: Labels, traini
     if recipe.hides:
         corruption = Masking.of(recipe.mask, recipe.model.grid, encoder)
     task = None if recipe.task is None else open_task(recipe.task)
-    target = None if task is None else partial(task.target, labels=labels, training=training)
+    target = None if task is None else partial(task.checked_target, labels=labels, training=training)
     return build_preparer(recipe.data, recipe.model.image_size, encoder, corruption, training, target)
 
 

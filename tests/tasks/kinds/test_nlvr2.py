@@ -33,7 +33,7 @@ def of_two(**facts: str) -> Example:
 
 def test_another_number_of_pictures_is_refused() -> None:
     with pytest.raises(DataError, match=r"has 1 pictures, the head takes 2; set task\.num_images"):
-        task().target(example(label="True"), Labels(("False", "True")), True)
+        task().checked_target(example(label="True"), Labels(("False", "True")), True)
 
 
 def test_labels_and_targets() -> None:

@@ -133,6 +133,13 @@ def test_a_question_without_a_known_answer(facts: dict[str, Any], named: str) ->
     assert target is not None and target.tolist() == [0, 0]
 
 
+def test_a_question_about_two_pictures_is_refused() -> None:
+    labels, one = Labels(("red",)), example(answers=["red"])
+    assert task_of().checked_target(one, labels, training=True) is not None
+    with pytest.raises(DataError, match=r"^has 2 pictures, the head takes 1; leave the others away$"):
+        task_of().checked_target(replace(one, more_images=(b"",)), labels, training=True)
+
+
 def test_hidden_answers_give_no_target() -> None:
     assert task_of().target(example(id=3), Labels(("red",)), False) is None
     with pytest.raises(DataError, match="has no answers, which training needs"):

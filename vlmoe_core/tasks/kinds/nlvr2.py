@@ -64,11 +64,14 @@ class NLVR2(Task):
         """False and True."""
         return LABELS
 
-    def target(self, example: Example, labels: Labels, training: bool) -> NDArray[np.generic] | None:
-        """() int64, 1 for true. Raises DataError where there are too many or too few pictures."""
+    def check_pictures(self, example: Example) -> None:
+        """As many as the recipe says."""
         pictures = 1 + len(example.more_images)
         if pictures != self.config.num_images:
             raise DataError(f"has {pictures} pictures, the head takes {self.config.num_images}; set task.num_images")
+
+    def target(self, example: Example, labels: Labels, training: bool) -> NDArray[np.generic] | None:
+        """() int64, 1 for true."""
         return label_target(example, labels, training)
 
     def stand_in(self, noise: Example, labels: Labels, rng: random.Random) -> Example:

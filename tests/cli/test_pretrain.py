@@ -10,13 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.tasks_support import vlmoe
 from tests.train.support import RECIPE
 from vlmoe_cli.progress import health_of, losses_of
-
-
-def vlmoe(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vlmoe_cli", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +20,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a recipe and its finished run in runs/tiny."""
     folder = tmp_path_factory.mktemp("work")
     (folder / "tiny.yaml").write_text(RECIPE)
-    done = vlmoe(folder, "pretrain", "tiny.yaml")
+    command = [sys.executable, "-m", "vlmoe_cli", "pretrain", "tiny.yaml"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (folder / "stdout.txt").write_text(done.stdout)
     (folder / "stderr.txt").write_text(done.stderr)
@@ -60,34 +57,33 @@ def test_the_run_folder_holds_what_it_should(folder: Path) -> None:
 
 def test_a_second_run_in_the_same_folder_is_refused(folder: Path) -> None:
     again = vlmoe(folder, "pretrain", "tiny.yaml")
-    assert again.returncode == 2
-    assert again.stderr.count("\n") == 1 and "--resume auto" in again.stderr and "--overwrite" in again.stderr
+    assert again.code == 2 and "--resume auto" in again.message and "--overwrite" in again.message
 
 
 def test_what_no_process_can_do_is_said_once(folder: Path) -> None:
     done = vlmoe(folder, "pretrain", "tiny.yaml", "--num-processes", "3", "--out", "runs/none")
     message = "error: 2 micro-batches a step (batch.size / batch.micro) can't be dealt to 3 processes"
-    assert done.returncode == 2 and done.stderr.startswith(message) and done.stderr.count("\n") == 1
+    assert done.code == 2 and done.err.startswith(message) and done.err.count("\n") == 1
     assert not (folder / "runs" / "none").exists()
 
 
 def test_json_is_one_document(folder: Path) -> None:
     done = vlmoe(folder, "pretrain", "tiny.yaml", "--set", "train.steps=2", "--out", "runs/json", "--json")
-    result = json.loads(done.stdout)
+    result = done.data
     assert result["finished"] is True and result["step"] == 2
     assert {row["loss"] for row in result["losses"]} == {"mlm", "mim", "vlm_text", "vlm_image"}
 
 
 def test_predict_finds_the_newest_run_by_itself(folder: Path) -> None:
     done = vlmoe(folder, "predict", "masked", "--text", "a red [MASK]", "--model", "runs/tiny", "--json")
-    assert len(json.loads(done.stdout)["masks"]) == 5
+    assert len(done.data["masks"]) == 5
     by_default = vlmoe(folder, "predict", "masked", "--text", "a red [MASK]")
-    assert by_default.returncode == 0 and "model runs/" in by_default.stderr
+    assert by_default.code == 0 and "model runs/" in by_default.err
 
 
 def test_predict_without_a_run_names_the_command_that_makes_one(tmp_path: Path) -> None:
     done = vlmoe(tmp_path, "predict", "masked", "--text", "a red [MASK]")
-    assert done.returncode == 2 and "vlmoe pretrain quickstart/pretrain" in done.stderr
+    assert done.code == 2 and "vlmoe pretrain quickstart/pretrain" in done.message
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -224,8 +224,6 @@ SWITCHED: dict[str, Any] = {"attention": "per_modality", "norm": "per_modality",
 @pytest.mark.parametrize(
     ("pools", "backend"),
     [
-        ({"moe": ONE_SPARSE}, "aot_eager"),
-        (ONE_SHARED, "aot_eager"),
         ({**SWITCHED, "positions": "relative"}, "aot_eager"),
         pytest.param({"moe": ONE_SPARSE}, "inductor", marks=INDUCTOR),
         pytest.param(ONE_SHARED, "inductor", marks=INDUCTOR),

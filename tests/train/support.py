@@ -104,7 +104,7 @@ class Child:
 
     def __init__(self, target: Callable[..., Any], *arguments: Any, environment: dict[str, str] | None = None) -> None:
         context = get_context("forkserver")
-        context.set_forkserver_preload(["tests.train.support"])
+        context.set_forkserver_preload(["tests.train.preloaded"])
         self._answers, theirs = context.Pipe(duplex=False)
         self.process = context.Process(target=_run, args=(theirs, environment or {}, target, arguments))
         self.process.start()

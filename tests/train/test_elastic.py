@@ -134,7 +134,6 @@ def bits(name: str, tensor: Tensor, found: Found) -> bytes:
 
 
 CHAINS = [
-    [Stage(2, 1, "none", 2), Stage(1, 1, "none", 4), Stage(4, 1, "none", LAST)],
     [Stage(2, 2, "none", 2), Stage(1, 1, "none", 4), Stage(4, 4, "none", LAST)],
     [Stage(2, 2, "full", 2), Stage(1, 1, "full", 4), Stage(4, 2, "full", LAST)],
     [Stage(2, 1, "full", 2), Stage(1, 1, "none", 4), Stage(4, 4, "full", LAST)],

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,6 @@ RUNS = {
     "4 ranks, expert 2, full": (4, ("parallel={expert: 2, shard: full}",)),
 }
 """Ranks and overrides of whole runs in float32 with grouped experts."""
-SEVERAL = [name for name in RUNS if name != "alone"]
 
 
 def run_named(folder: Path, named: Mapping[str, tuple[int, LoadedRecipe]]) -> dict[str, Path]:
@@ -49,27 +49,18 @@ def run_named(folder: Path, named: Mapping[str, tuple[int, LoadedRecipe]]) -> di
     return {name: folder / name for name in named}
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The run folders, by the names of RUNS."""
-    folder = tmp_path_factory.mktemp("runs")
-    return run_named(folder, {n: (ranks, tiny(folder, *LONG, *more)) for n, (ranks, more) in RUNS.items()})
-
-
-@pytest.mark.parametrize("name", SEVERAL)
-def test_float32_losses_of_20_steps(runs: dict[str, Path], name: str) -> None:
-    expected, found = metrics(runs["alone"]), metrics(runs[name])
-    assert len(found) == len(expected) == 22
-    for line, straight in zip(found, expected, strict=True):
-        losses = {k: v for k, v in straight.items() if k.startswith(("loss/", "balance/", "baseline/"))}
-        assert losses.keys() <= line.keys() == straight.keys()
-        assert {k: line[k] for k in losses} == pytest.approx(losses, abs=1e-4)
-
-
-@pytest.mark.parametrize("name", SEVERAL)
-def test_held_out_figures_with_fewer_micro_batches_than_ranks(runs: dict[str, Path], name: str) -> None:
-    """3 held-out examples are one micro-batch and half of another: of 4 ranks two have nothing to read."""
-    assert metrics(runs[name])[0] == pytest.approx(metrics(runs["alone"])[0], abs=1e-6)
+def test_float32_losses_of_20_steps(tmp_path: Path) -> None:
+    """And held-out figures: 3 examples are one micro-batch and half of another, so that of 4 ranks two read nothing."""
+    runs = run_named(tmp_path, {n: (ranks, tiny(tmp_path, *LONG, *more)) for n, (ranks, more) in RUNS.items()})
+    expected = metrics(runs.pop("alone"))
+    for run in runs.values():
+        found = metrics(run)
+        assert len(found) == len(expected) == 22
+        for line, straight in zip(found, expected, strict=True):
+            losses = {k: v for k, v in straight.items() if k.startswith(("loss/", "balance/", "baseline/"))}
+            assert losses.keys() <= line.keys() == straight.keys()
+            assert {k: line[k] for k in losses} == pytest.approx(losses, abs=1e-4)
+        assert found[0] == pytest.approx(expected[0], abs=1e-6)
 
 
 MESHES = {"alone": (), "expert 2": ("parallel.expert=2",), "full": ("parallel={expert: 2, shard: full}",)}
@@ -77,35 +68,31 @@ FURTHER = ("task", "contrast", "retrieval", "empty stream")
 SHORT = ("train.steps=3", "train.save_every=9")
 
 
-@pytest.fixture(scope="module")
-def further(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Run folders of other recipes, by name and mesh. Contrast asks for as many ranks as micro-batches, so that its
-    runs without a shared expert have two ranks as well."""
-    folder = tmp_path_factory.mktemp("further")
-    pictures(folder / "held"), pictures(folder / "train", broken=tuple(range(1, 24)))
+def test_further_recipes_train_as_without_a_mesh(tmp_path: Path) -> None:
+    """Contrast asks for as many ranks as micro-batches, so that its runs without shared experts have two as well."""
+    pictures(tmp_path / "held"), pictures(tmp_path / "train", broken=tuple(range(1, 24)))
     broken = ("data.on_error=skip", "tokenizers.visual.codebook_size=4", "tokenizers.visual.fit_images=24")
     named = {}
     for mesh, more in MESHES.items():
         alone = 2 - (mesh == "alone")
-        named[f"task, {mesh}"] = alone, tuned(folder, "vqa", *SHORT, "batch.micro.pair=4", *more)
-        named[f"contrast, {mesh}"] = 2, tiny(folder, *SHORT, "objective.weights.itc=1", *more)
-        named[f"retrieval, {mesh}"] = 2, tuned(folder, "retrieval", *SHORT, "batch.micro.pair=4", *more)
-        named[f"empty stream, {mesh}"] = alone, picture_recipe(folder, *broken, *more)
-    return run_named(folder, named)
+        named[f"task, {mesh}"] = alone, tuned(tmp_path, "vqa", *SHORT, "batch.micro.pair=4", *more)
+        named[f"contrast, {mesh}"] = 2, tiny(tmp_path, *SHORT, "objective.weights.itc=1", *more)
+        named[f"retrieval, {mesh}"] = 2, tuned(tmp_path, "retrieval", *SHORT, "batch.micro.pair=4", *more)
+        named[f"empty stream, {mesh}"] = alone, picture_recipe(tmp_path, *broken, *more)
+    lines = {name: metrics(run) for name, run in run_named(tmp_path, named).items()}
+    assert_called_rightly({name: lines[f"{name}, alone"] for name in FURTHER})
+    for name, mesh in product(FURTHER, MESHES):
+        for line, straight in zip(lines[f"{name}, {mesh}"], lines[f"{name}, alone"], strict=True):
+            assert line.keys() == straight.keys() and line["split"] == straight["split"]
+            expected = {key: value for key, value in straight.items() if key != "split"}
+            found = {key: value for key, value in line.items() if key != "split"}
+            assert found == pytest.approx(expected, rel=1e-4, abs=1e-4), (name, mesh)
 
 
-@pytest.mark.parametrize("mesh", [mesh for mesh in MESHES if mesh != "alone"])
-@pytest.mark.parametrize("name", FURTHER)
-def test_further_recipes_train_as_without_a_mesh(further: dict[str, Path], name: str, mesh: str) -> None:
-    found, expected = metrics(further[f"{name}, {mesh}"]), metrics(further[f"{name}, alone"])
-    for line, straight in zip(found, expected, strict=True):
-        assert line.keys() == straight.keys() and line.pop("split") == straight.pop("split")
-        assert line == pytest.approx(straight, rel=1e-4, abs=1e-4)
-
-
-def test_further_recipes_are_what_they_are_called(further: dict[str, Path]) -> None:
-    parts = {name: set().union(*map(set, metrics(further[f"{name}, alone"]))) for name in FURTHER}
-    assert "metric/accuracy" in parts["task"] or any(name.startswith("metric/") for name in parts["task"])
+def assert_called_rightly(lines: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Each recipe does what its name says."""
+    parts = {name: set().union(*map(set, of_recipe)) for name, of_recipe in lines.items()}
+    assert any(name.startswith("metric/") for name in parts["task"])
     assert "loss/itc" in parts["contrast"] and {"loss/itc", "loss/itm"} <= parts["retrieval"]
-    trained = [line for line in metrics(further["empty stream, alone"]) if line["split"] == "train"]
+    trained = [line for line in lines["empty stream"] if line["split"] == "train"]
     assert any("loss/mim" not in line for line in trained) and all("loss/mlm" in line for line in trained)

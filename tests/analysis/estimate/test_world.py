@@ -68,10 +68,8 @@ def of_kind(collectives: tuple[Collective, ...], micros: int = 1) -> Counter[tup
 CASES = [
     (2, 2, "none", "bf16", True, 1),
     (2, 1, "none", "fp32", False, 1),
-    (2, 2, "none", "fp32", False, 2),
     (2, 2, "full", "fp32", False, 1),
     (2, 1, "full", "bf16", False, 2),
-    (4, 2, "none", "fp32", False, 1),
     (4, 2, "full", "bf16", True, 1),
 ]
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import NoReturn
@@ -11,6 +12,8 @@ import typer
 from vlmoe_core.errors import VlmoeError
 
 DEBUG_VARIABLE = "VLMOE_DEBUG"
+PATIENCE = 10.0
+"""Seconds that a process waits for its launcher to end it, when the first process has told an error and ended."""
 
 
 def show_tracebacks() -> None:
@@ -23,6 +26,8 @@ def guarded(command: Callable[[], object]) -> None:
     try:
         command()
     except VlmoeError as error:
+        if error.of_all and int(os.environ.get("RANK", "0")) > 0:
+            _leave_it_to_the_first(error.exit_code)
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
@@ -46,6 +51,12 @@ def _fail(message: str, exit_code: int) -> NoReturn:
         traceback.print_exc()
     typer.secho("error: ", err=True, nl=False, fg=typer.colors.RED, bold=True)
     typer.echo(message, err=True)
+    sys.exit(exit_code)
+
+
+def _leave_it_to_the_first(exit_code: int) -> NoReturn:
+    """An error of all processes is told once. Whoever leaves first makes launchers end the rest, so that one waits."""
+    time.sleep(PATIENCE)
     sys.exit(exit_code)
 
 

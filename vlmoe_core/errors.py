@@ -2,9 +2,12 @@
 
 
 class VlmoeError(Exception):
-    """Base of every error that a user can cause or mend. `exit_code` is what the command line returns."""
+    """Base of every error that a user can cause or mend."""
 
     exit_code = 1
+    """What the command line returns."""
+    of_all = False
+    """Every process of a run raises it at the same time, so that one of them can tell it for all."""
 
 
 class UsageError(VlmoeError):

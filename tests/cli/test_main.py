@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmoe_cli.errors import guarded
+from vlmoe_cli.errors import PATIENCE, guarded
 from vlmoe_cli.main import app, main
 from vlmoe_core.errors import DataError, RecipeError
 
@@ -130,6 +130,25 @@ def test_exceptions_become_one_message(
         guarded(command)
     out, err = capsys.readouterr()
     assert end.value.code == code and out == "" and err.startswith(message) and "Traceback" not in err
+
+
+@pytest.mark.parametrize(("rank", "of_all", "told"), [("0", True, True), ("1", True, False), ("1", False, True)])
+def test_an_error_of_all_processes_is_told_by_the_first(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, rank: str, of_all: bool, told: bool
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+
+    def command() -> None:
+        error = RecipeError("wrong")
+        error.of_all = of_all
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        guarded(command)
+    assert end.value.code == 2 and capsys.readouterr().err == ("error: wrong\n" if told else "")
+    assert waits == ([] if told else [PATIENCE]), "the first one is not ended by a launcher before it has told it"
 
 
 def test_an_interrupt_inside_a_verb_ends_with_130(

@@ -122,7 +122,7 @@ def test_ranks_refuse_together(tmp_path: Path, position: int) -> None:
     loaded = recipe(tmp_path, *NOTHING_ELSE_READS)
     name = cut_short(tmp_path, picture_at(loaded, position))
     errors = on_ranks(2, pretrain_child, loaded, tmp_path / "run")
-    assert [type(error) for error in errors] == [DataError] * 2
+    assert [(type(error), error.of_all) for error in errors] == [(DataError, True)] * 2
     assert str(errors[0]) == str(errors[1])
     assert str(errors[0]).startswith(f"{name}: ") and f"(position {position} of the image stream)" in str(errors[0])
 

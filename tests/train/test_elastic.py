@@ -1,5 +1,6 @@
 """A run stopped on some processes goes on with others: the same losses, and every tensor where it belongs."""
 
+import gc
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from tests.train.support import Blow, Child, assert_same_bits, metrics, on_ranks, pretrain_child, tensors, tiny
 from vlmoe_core.checkpoint.layout import list_checkpoints, step_folder
@@ -66,21 +70,20 @@ def stage_child(loaded: LoadedRecipe, out: Path, resume: str | None, until: int)
     """For a child: go on with a run until a signal ends it after a step; what was in memory before the first one."""
     if until < LAST:
         Blow("vlmoe_core.train.step:Stepper", "__call__", PART, before=True, signal=15).prepare()
-    opened: list[Session] = []
+    held: dict[str, NDArray[np.generic]] = {}
+    shares: dict[str, Share] = {}
+    sharded: list[str] = []
 
     def watched(*arguments: Any) -> Session:
         session = open_session(*arguments)
-        opened.append(session)
         held.update(in_memory(session))
         shares.update(expert_shares(session.objective))
+        sharded.extend(name for name, p in session.objective.named_parameters() if isinstance(p, DTensor))
         return session
 
-    held: dict[str, NDArray[np.generic]] = {}
-    shares: dict[str, Share] = {}
     training.open_session = watched  # type: ignore[assignment,attr-defined]
     outcome = pretrain_child(loaded, out, resume)
-    sharded = sum(isinstance(parameter, DTensor) for parameter in opened[0].objective.parameters())
-    return Found(outcome, held, shares, sharded)
+    return Found(outcome, held, shares, len(sharded))
 
 
 def in_memory(session: Session) -> dict[str, NDArray[np.generic]]:
@@ -181,6 +184,27 @@ def test_saved_resumed_and_saved_again_is_the_same(begun: Path, tmp_path: Path, 
     loaded = tiny(tmp_path, *RECIPE, BIASED, stage.parallel)
     assert on_ranks(stage.ranks, again_child, loaded, run) == ["saved"] * stage.ranks
     assert_same_bits(tensors(run, 2), tensors(begun, 2))
+
+
+def ending_child(loaded: LoadedRecipe, run: Path) -> list[str]:
+    """For a child: what trained and is still there when the processes leave their group."""
+    destroy, left = dist.destroy_process_group, []
+
+    def watched() -> None:
+        wrappers = (DistributedDataParallel, FSDPModule, Trainer)
+        left.extend(type(one).__name__ for one in gc.get_objects() if issubclass(type(one), wrappers))
+        destroy()
+
+    setattr(dist, "destroy_process_group", watched)  # noqa: B010
+    outcome = pretrain_child(loaded, run)
+    return [*left, f"step {outcome.step}"]
+
+
+@pytest.mark.parametrize("parallel", ["parallel.expert=1", "parallel={expert: 2, shard: full}"])
+def test_nothing_that_trained_outlives_the_group(tmp_path: Path, parallel: str) -> None:
+    """The last owner of a group must not be one of Python's objects: see `end_processes`."""
+    loaded = tiny(tmp_path, *RECIPE, parallel)
+    assert on_ranks(2, ending_child, loaded, tmp_path / "run") == [[f"step {LAST}"]] * 2
 
 
 def test_resumed_from_a_copy_in_other_files(tmp_path: Path) -> None:

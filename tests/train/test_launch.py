@@ -92,13 +92,14 @@ def test_torchrun_trains_one_run_on_two_processes(tmp_path: Path) -> None:
     assert "broadcast_buffers" not in done.stderr
 
 
-def test_a_failure_has_the_exit_code_of_its_process(tmp_path: Path) -> None:
-    """An unknown recipe is what the user typed: 2."""
-    code = subprocess.run(
-        [sys.executable, "-c", LAUNCH, "pretrain", str(tmp_path / "absent.yaml")],
-        capture_output=True, env=ENVIRONMENT, check=False,
-    )  # fmt: skip
-    assert code.returncode == 2
+def test_what_all_processes_refuse_is_told_once_with_their_exit_code(tmp_path: Path) -> None:
+    """What was typed can't be done: 2."""
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-c", LAUNCH, "pretrain", str(texts_only(tmp_path, steps=2)), "--out", str(tmp_path)]
+    started = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert done.returncode == 2 and time.monotonic() - started < 60
+    assert done.stderr == f"error: {tmp_path} holds files that are no run; choose an empty folder with --out\n"
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from vlmoe_core.checkpoint.restore import named_optimizer_state
 from vlmoe_core.checkpoint.shards import write_files
 from vlmoe_core.checkpoint.state import RunState
 from vlmoe_core.checkpoint.write import Companions, write_checkpoint
-from vlmoe_core.errors import CheckpointError, TrainError
+from vlmoe_core.errors import CheckpointError, DataError, TrainError
 from vlmoe_core.moe.experts import expert_shares
 from vlmoe_core.recipe.load import LoadedRecipe
 from vlmoe_core.train import saving as saving_module
@@ -34,6 +34,7 @@ from vlmoe_core.train.reporter import Reporter
 from vlmoe_core.train.run import Outcome, Trainer
 from vlmoe_core.train.saving import Keeping, Saving
 from vlmoe_core.train.session import RunOptions, Session, open_session
+from vlmoe_core.train.step import Stepper
 
 SAVING, WRITE = "vlmoe_core.train.saving", "vlmoe_core.checkpoint.write"
 FOUR_MICROS = "batch.size={image: 8, text: 8, pair: 8}"
@@ -390,6 +391,32 @@ def test_an_error_of_the_first_rank_while_others_train(tmp_path: Path) -> None:
     errors = on_ranks(2, unwritable_child, tiny(tmp_path), tmp_path / "run")
     assert [str(error) for error in errors] == ["metrics.jsonl can't be written"] * 2
     assert [step_of(path) for path in list_checkpoints(tmp_path / "run")] == [2]
+
+
+def leaving_child(loaded: LoadedRecipe, run: Path) -> Outcome:
+    """For a child: rank 1 alone meets an error in step 3, while the checkpoint of step 2 is written."""
+    step = Stepper.__call__
+
+    def failing(self: Stepper, number: int, *arguments: Any) -> Any:
+        if number == 2 and os.environ["RANK"] == "1":
+            raise DataError("met by one alone")
+        return step(self, number, *arguments)
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(0.5)
+        return write_files(*arguments)
+
+    for owner, function, stand_in in ((Stepper, "__call__", failing), (saving_module, "write_files", slowly)):
+        setattr(owner, function, stand_in)
+    return pretrain_child(loaded, run)
+
+
+def test_an_error_of_one_rank_alone(tmp_path: Path) -> None:
+    """It leaves without waiting for the other, which then finds it gone."""
+    errors = on_ranks(2, leaving_child, tiny(tmp_path), tmp_path / "run")
+    assert [type(error) for error in errors] == [TrainError, DataError], errors
+    assert "another one ended" in str(errors[0]) and not errors[1].of_all
+    assert list_checkpoints(tmp_path / "run") == []
 
 
 @pytest.mark.parametrize(("expert", "shard"), [(1, "none"), (2, "none"), (2, "full")])

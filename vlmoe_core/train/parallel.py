@@ -17,6 +17,7 @@ from vlmoe_core.moe.experts import Experts
 from vlmoe_core.train.config import TrainConfig
 
 T = TypeVar("T")
+E = TypeVar("E", bound=VlmoeError)
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 LOW_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -136,18 +137,24 @@ def gather_messages(message: str | None) -> Sequence[str]:
     return [m for m in gather_objects(message) if m]
 
 
+def of_all(error: E) -> E:
+    """An error that all ranks raise at this place: rank 0 tells it for all."""
+    error.of_all = True
+    return error
+
+
 def refuse_broken(broken: Sequence[str]) -> None:
     """Raise DataError, the same on every rank, if any rank met a broken example; all ranks call it."""
     found = gather_messages(broken[0] if broken else None)
     if found:
-        raise DataError(f"{found[0]}; mend it, or set data.on_error=skip to leave its place empty")
+        raise of_all(DataError(f"{found[0]}; mend it, or set data.on_error=skip to leave its place empty"))
 
 
 def refuse_codes(refused: Sequence[str]) -> None:
     """Raise TokenizerError, the same on every rank, if any rank met stored codes of other pixels; all ranks call it."""
     found = gather_messages(refused[0] if refused else None)
     if found:
-        raise TokenizerError(found[0])
+        raise of_all(TokenizerError(found[0]))
 
 
 def on_main(work: Callable[[], T]) -> T | None:
@@ -160,7 +167,7 @@ def on_main(work: Callable[[], T]) -> T | None:
     if several_ranks():
         dist.broadcast_object_list(told)
     if told[0] is not None:
-        raise told[0] from error
+        raise of_all(told[0]) from error
     return found
 
 
@@ -172,7 +179,7 @@ def everywhere(work: Callable[[], T]) -> T:
     found, error = _attempt(work)
     errors = [one for one in gather_objects(error) if one is not None]
     if errors:
-        raise errors[0] from error
+        raise of_all(errors[0]) from error
     return found  # type: ignore[return-value]
 
 

@@ -29,7 +29,15 @@ from vlmoe_core.train.health import Alarm, HealthSummary, RouterHealth
 from vlmoe_core.train.interrupt import Interrupt
 from vlmoe_core.train.lost import lost_processes_told
 from vlmoe_core.train.metrics import MetricsLog
-from vlmoe_core.train.parallel import broadcast_buffers, end_processes, from_main, on_main, refuse_broken, refuse_codes
+from vlmoe_core.train.parallel import (
+    broadcast_buffers,
+    end_processes,
+    from_main,
+    of_all,
+    on_main,
+    refuse_broken,
+    refuse_codes,
+)
 from vlmoe_core.train.reporter import Reporter
 from vlmoe_core.train.saving import Keeping, Saving
 from vlmoe_core.train.session import RunOptions, Session, open_session
@@ -356,15 +364,14 @@ def _check_finite(record: Mapping[str, float], step: int) -> None:
     """Raises TrainError if a held-out loss is not finite."""
     wrong = [name.removeprefix("loss/") for name, value in record.items() if not math.isfinite(value)]
     if wrong:
-        raise TrainError(
-            f"step {step}: the held-out loss is not finite in {', '.join(wrong)}; no checkpoint was written"
-        )
+        where = ", ".join(wrong)
+        raise of_all(TrainError(f"step {step}: the held-out loss is not finite in {where}; no checkpoint was written"))
 
 
 def _check_some(record: Mapping[str, float]) -> None:
     """Raises DataError if the held-out loss is that of no example."""
     if not any(name.startswith("loss/") for name in record.keys() - {"loss/total"}):
-        raise DataError(NOTHING_HELD_OUT)
+        raise of_all(DataError(NOTHING_HELD_OUT))
 
 
 def _metrics(task: Task, records: Sequence[Record], answers: Sequence[Any]) -> dict[str, float]:

@@ -25,7 +25,7 @@ from vlmoe_core.checkpoint.snapshot import Snapshot
 from vlmoe_core.checkpoint.write import UNTOUCHED, Companions, finish_checkpoint, open_checkpoint
 from vlmoe_core.errors import CheckpointError, TrainError, VlmoeError
 from vlmoe_core.moe.share import Share
-from vlmoe_core.train.parallel import from_main, gather_objects, on_main
+from vlmoe_core.train.parallel import from_main, gather_objects, of_all, on_main
 from vlmoe_core.train.work import Work
 
 
@@ -87,8 +87,8 @@ class Saving:
     ) -> None:
         if kind is None:
             self.finish()
-        elif issubclass(kind, VlmoeError) or (issubclass(kind, Exception) and self.ranks == 1):
-            # Such an error is raised on all ranks. With any other one may leave alone, and would wait for the rest.
+        elif (isinstance(value, VlmoeError) and value.of_all) or (isinstance(value, Exception) and self.ranks == 1):
+            # With an error of its own a rank leaves alone, and would wait for the rest.
             with suppress(VlmoeError):
                 self.finish()
 
@@ -170,7 +170,7 @@ class Saving:
             self._begun = None
             if self.rank == 0:
                 shutil.rmtree(begun.partial, ignore_errors=True)
-            raise failures[0] from (outcome if isinstance(outcome, Exception) else None)
+            raise of_all(failures[0]) from (outcome if isinstance(outcome, Exception) else None)
         records = {name: record for found in outcomes if isinstance(found, dict) for name, record in found.items()}
         if self.rank == 0:
             self._finishing = Work(lambda: _finish(begun, records, self.keeping), "checkpoint, the rest")

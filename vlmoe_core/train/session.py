@@ -35,6 +35,7 @@ from vlmoe_core.train.parallel import (
     from_main,
     gather_objects,
     hold_expert_copies,
+    of_all,
     on_main,
     started_processes,
 )
@@ -207,9 +208,12 @@ def _refuse_differing(checkpoint: Checkpoint) -> None:
     """Raises CheckpointError, on all processes, where one of them found another checkpoint than the rest."""
     found = set(gather_objects((checkpoint.state.step, checkpoint.manifest.created)))
     if len(found) > 1:
-        raise CheckpointError(
-            f"the processes found different checkpoints, of steps {', '.join(str(step) for step, _ in sorted(found))}: "
-            "one is just being written, or a disk shows old files; name one of them (.../step-00000100), not the run"
+        steps = ", ".join(str(step) for step, _ in sorted(found))
+        raise of_all(
+            CheckpointError(
+                f"the processes found different checkpoints, of steps {steps}: one is just being written, or a disk "
+                "shows old files; name one of them (.../step-00000100), not the run"
+            )
         )
 
 

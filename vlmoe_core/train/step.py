@@ -24,6 +24,7 @@ from vlmoe_core.train.optim import FACTOR, learning_rate
 from vlmoe_core.train.parallel import (
     all_sum,
     gather_messages,
+    of_all,
     refresh_expert_copies,
     refuse_broken,
     refuse_codes,
@@ -184,7 +185,8 @@ class Stepper:
         means["total"] = sum(parts[name].weight * mean for name, mean in means.items())
         if not math.isfinite(means["total"]):
             found = gather_messages(_culprits(micros, losses)) or ["the sum of all parts"]
-            raise TrainError(f"step {step + 1}: the loss is not finite in {'; '.join(found)}; nothing was updated")
+            where = "; ".join(found)
+            raise of_all(TrainError(f"step {step + 1}: the loss is not finite in {where}; nothing was updated"))
         return means, dict(zip(tells, told, strict=True))
 
     def _update(self, step: int) -> float | None:
@@ -193,7 +195,9 @@ class Stepper:
         grad_norm = float(self.gradients.clip(self.config.clip_norm or math.inf))
         finite = math.isfinite(grad_norm)
         if not finite and self.accelerator.scaler is None:
-            raise TrainError(f"step {step + 1}: the gradient is not finite although the loss is; nothing was updated")
+            raise of_all(
+                TrainError(f"step {step + 1}: the gradient is not finite although the loss is; nothing was updated")
+            )
         if self.accelerator.scaler is not None and self.gradients.spread:
             agree_on_overflow(self.accelerator.scaler, self.optimizer)
         self.optimizer.step()

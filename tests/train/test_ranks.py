@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,17 @@ from numpy.typing import NDArray
 
 from tests.train.support import Blow, Child, metrics, on_ranks, pretrain_child, tiny
 from vlmoe_core.data.loader import MicroBatch
-from vlmoe_core.errors import DataError, RecipeError, TokenizerError
+from vlmoe_core.errors import DataError, RecipeError, TokenizerError, UsageError
 from vlmoe_core.recipe.load import LoadedRecipe
 from vlmoe_core.train import build, session
 from vlmoe_core.train.build import build_dataset, build_objective
+from vlmoe_core.train.config import TrainConfig
 from vlmoe_core.train.fitting import obtain_tokenizers
 from vlmoe_core.train.folder import RunFolder
 from vlmoe_core.train.init import Start, load_run_recipe
 from vlmoe_core.train.mesh import open_mesh
 from vlmoe_core.train.optim import build_optimizer
-from vlmoe_core.train.parallel import build_accelerator
+from vlmoe_core.train.parallel import build_accelerator, end_processes, of_all
 from vlmoe_core.train.reporter import Reporter
 from vlmoe_core.train.step import Stepper
 from vlmoe_core.train.wrapping import shared_out, wrap
@@ -245,6 +247,22 @@ def test_what_befalls_one_process_at_the_start_is_told_by_all(tmp_path: Path, wo
     answers = on_ranks(2, told, loaded, tmp_path / "run", ALONE[words])
     assert all(isinstance(one, DataError | TokenizerError) and one.of_all for one in answers), answers
     assert all(words in str(one) for one in answers), answers
+
+
+def slow_to_leave(leave: Callable[[], object], mark: Path) -> bool:
+    """For a child: whether the second process, which is late, had come when this one could leave."""
+    build_accelerator(TrainConfig(steps=1))
+    if os.environ["RANK"] == "1":
+        time.sleep(0.5)
+        mark.touch()
+    leave()
+    return mark.exists()
+
+
+@pytest.mark.parametrize("leave", [end_processes, partial(of_all, UsageError("refused by all"))])
+def test_no_process_leaves_before_all_have_come(tmp_path: Path, leave: Callable[[], object]) -> None:
+    """Else a slow one finds it gone in the midst of what it was told last."""
+    assert on_ranks(2, slow_to_leave, leave, tmp_path / "came") == [True, True]
 
 
 def resumed_late(loaded: LoadedRecipe, out: Path, model: Path) -> Any:

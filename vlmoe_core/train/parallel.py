@@ -3,6 +3,7 @@
 import gc
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import TypeVar
 
@@ -137,8 +138,19 @@ def gather_messages(message: str | None) -> Sequence[str]:
     return [m for m in gather_objects(message) if m]
 
 
+def meet() -> None:
+    """Wait for all ranks, which may leave after that: a rank that is slow to hear what the last ones said must not find
+    them gone (torch 2.13, gloo: their connection is reset, and what was on its way is lost).
+
+    A rank that does find another one gone has met it: that one left when all had come.
+    """
+    with suppress(RuntimeError):
+        gather_objects(None)
+
+
 def of_all(error: E) -> E:
-    """An error that all ranks raise at this place: rank 0 tells it for all."""
+    """An error that all ranks raise at this place, so that rank 0 can tell it for all."""
+    meet()
     error.of_all = True
     return error
 
@@ -210,4 +222,5 @@ def end_processes() -> None:
     """
     if several_ranks():
         gc.collect()
+        meet()
         dist.destroy_process_group()

@@ -51,13 +51,29 @@ def _fail(message: str, exit_code: int) -> NoReturn:
         traceback.print_exc()
     typer.secho("error: ", err=True, nl=False, fg=typer.colors.RED, bold=True)
     typer.echo(message, err=True)
-    sys.exit(exit_code)
+    _leave(exit_code)
 
 
 def _leave_it_to_the_first(exit_code: int) -> NoReturn:
     """An error of all processes is told once. Whoever leaves first makes launchers end the rest, so that one waits."""
     time.sleep(PATIENCE)
-    sys.exit(exit_code)
+    _leave(exit_code)
+
+
+def _leave(exit_code: int) -> NoReturn:
+    """End this process: at once where it is one of several, with those that load data for it.
+
+    Torch's threads that talk to the others would abort it while Python ends, and hide the exit code (torch 2.13, gloo).
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        sys.exit(exit_code)
+    import multiprocessing
+
+    for loader in multiprocessing.active_children():
+        loader.kill()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def _close_quietly() -> NoReturn:

@@ -1,8 +1,11 @@
 """The program as a whole: help, exit codes, one message for each mistake."""
 
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -149,6 +152,28 @@ def test_an_error_of_all_processes_is_told_by_the_first(
         guarded(command)
     assert end.value.code == 2 and capsys.readouterr().err == ("error: wrong\n" if told else "")
     assert waits == ([] if told else [PATIENCE]), "the first one is not ended by a launcher before it has told it"
+
+
+def test_one_of_several_processes_ends_at_once_with_its_loaders(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the end of Python, in which threads of torch may abort it."""
+    loader = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
+    loader.start()
+
+    def end(code: int) -> None:
+        raise SystemExit(f"at once with {code}")
+
+    def command() -> None:
+        raise DataError("a.tar is cut")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("os._exit", end)
+    with pytest.raises(SystemExit, match="at once with 1"):
+        guarded(command)
+    assert capsys.readouterr().err == "error: a.tar is cut\n"
+    loader.join(30)
+    assert loader.exitcode == -signal.SIGKILL
 
 
 def test_an_interrupt_inside_a_verb_ends_with_130(

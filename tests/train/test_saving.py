@@ -361,7 +361,7 @@ def test_the_failure_of_one_rank_is_that_of_all(tmp_path: Path, rank: int, funct
     """In the second save, after step 3."""
     run = tmp_path / "run"
     errors = on_ranks(2, failing_child, tiny(tmp_path), run, rank, function, call)
-    assert [type(error) for error in errors] == [CheckpointError] * 2, errors
+    assert [(type(error), error.of_all) for error in errors] == [(CheckpointError, True)] * 2, errors
     assert str(errors[0]) == str(errors[1])
     assert "step-00000003 could not be written: [Errno 28] No space left on device; earlier" in str(errors[0])
     (folder,) = (run / "checkpoints").iterdir()

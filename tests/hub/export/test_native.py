@@ -41,7 +41,7 @@ def with_data(trained: Trained, **splits: Any) -> Trained:
     return replace(trained, recipe=trained.recipe.model_copy(update={"data": data}))
 
 
-@pytest.mark.parametrize("options", [WriteOptions(), INT8, BF16])
+@pytest.mark.parametrize("options", [INT8, BF16])
 def test_files_of_other_weights_are_seen(nli: Trained, tmp_path: Path, options: WriteOptions) -> None:
     """The files are compared with weights that were not read from them."""
     kind, samples = Safetensors(), samples_of(nli, 3)

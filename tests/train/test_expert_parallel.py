@@ -211,10 +211,8 @@ def go(recipes: Mapping[str, tuple[LoadedRecipe, bool]], folder: Path) -> dict[s
 Found = Callable[[Way], tuple[dict[str, Any], list[dict[str, Any]]]]
 
 
-@pytest.fixture(scope="module")
-def exact(tmp_path_factory: pytest.TempPathFactory) -> Found:
+def find(folder: Path) -> Found:
     """What one process found of a way's subject, and what each rank found on its mesh."""
-    folder = tmp_path_factory.mktemp("exact")
 
     def recipes(ways: Sequence[Way]) -> dict[str, tuple[LoadedRecipe, bool]]:
         meshes = {str(way): (way, f"parallel={{expert: {way.expert}, shard: {way.shard}}}") for way in ways}
@@ -234,15 +232,13 @@ def exact(tmp_path_factory: pytest.TempPathFactory) -> Found:
 CUT = [way for way in WAYS if way.shard == "full"]
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
-def test_every_process_knows_the_size_of_the_whole_model(exact: Found, way: Way) -> None:
+def assert_every_process_knows_the_size_of_the_whole_model(exact: Found, way: Way) -> None:
     alone, found = exact(way)
     weights = sum(weight.size for weight in alone["weights"].values())
     assert {one["size"] for one in (alone, *found)} == {weights}
 
 
-@pytest.mark.parametrize("way", CUT, ids=str)
-def test_parameters_are_cut_as_planned(exact: Found, way: Way) -> None:
+def assert_cut_as_planned(exact: Found, way: Way) -> None:
     """Before anything else: all are DTensors, the dense ones over all ranks, experts over the replicas of a share."""
     alone, found = exact(way)
     data = way.ranks // way.expert
@@ -268,14 +264,13 @@ def test_parameters_are_cut_as_planned(exact: Found, way: Way) -> None:
         assert held < 1.2 * most / way.ranks
 
 
-def test_experts_are_cut_along_both_dimensions(exact: Found) -> None:
+def assert_experts_are_cut_along_both_dimensions(exact: Found) -> None:
     """Else the test above does not say it of both."""
     placements = {tuple(s["placements"]) for w in CUT for s in exact(w)[1][0]["lie"].values() if s["cut"]}
     assert placements == {("S(0)",), ("S(1)",)}
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if way.shard == "none"], ids=str)
-def test_parameters_that_are_not_cut_are_plain(exact: Found, way: Way) -> None:
+def assert_plain(exact: Found, way: Way) -> None:
     alone, found = exact(way)
     for one in found:
         for name, said in one["lie"].items():
@@ -284,8 +279,7 @@ def test_parameters_that_are_not_cut_are_plain(exact: Found, way: Way) -> None:
             assert said == {"cut": False, "shape": (whole[0] // way.expert, *whole[1:]) if is_expert else whole}, name
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
-def test_all_ranks_draw_the_weights_of_one_process(exact: Found, way: Way) -> None:
+def assert_weights_drawn_as_by_one_process(exact: Found, way: Way) -> None:
     alone, found = exact(way)
     for one in found:
         assert one["before"].keys() == alone["before"].keys()
@@ -293,8 +287,7 @@ def test_all_ranks_draw_the_weights_of_one_process(exact: Found, way: Way) -> No
             assert np.array_equal(one["before"][name], weight), name
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
-def test_one_step_is_that_of_one_process(exact: Found, way: Way) -> None:
+def assert_one_step_is_that_of_one_process(exact: Found, way: Way) -> None:
     """Losses, the norm of all gradients, the clipped gradients, the weights after SGD, and the routers' health."""
     alone, found = exact(way)
     for one in found:
@@ -339,8 +332,7 @@ def test_experts_of_some_ranks_that_nobody_chooses(tmp_path: Path, ranks: int, e
             assert busy.tolist() == [True, False, False, False], name
 
 
-@pytest.mark.parametrize("way", FOLLOWED, ids=str)
-def test_20_steps_of_adamw_are_those_of_one_process(exact: Found, way: Way) -> None:
+def assert_20_steps_of_adamw_are_those_of_one_process(exact: Found, way: Way) -> None:
     alone, found = exact(way)
     for one in (answer["adam"] for answer in found):
         for step, told in enumerate(one["told"]):
@@ -351,8 +343,7 @@ def test_20_steps_of_adamw_are_those_of_one_process(exact: Found, way: Way) -> N
                 np.testing.assert_allclose(one[part][name], wanted, rtol=1e-6, atol=1e-6, err_msg=f"{part} of {name}")
 
 
-@pytest.mark.parametrize("subject", sorted({way.subject for way in WAYS}))
-def test_what_must_be_on_is_on(exact: Found, subject: str) -> None:
+def assert_what_must_be_on_is_on(exact: Found, subject: str) -> None:
     """Else the equalities above would say nothing of clipping, balance losses, drops, frozen parts and the bias."""
     alone, _ = exact(next(way for way in WAYS if way.subject == subject))
     assert alone["losses"]["balance/vision/1"] > 0 and alone["losses"]["balance/text/0"] > 0
@@ -365,3 +356,18 @@ def test_what_must_be_on_is_on(exact: Found, subject: str) -> None:
     assert still == {name for name in alone["before"] if frozen is not None and frozen in name}
     if subject == "exact":
         assert all(np.abs(bias).max() > 0.1 for bias in alone["adam"]["biases"].values()) and alone["adam"]["biases"]
+
+
+def test_on_every_mesh_a_run_is_that_of_one_process(tmp_path: Path) -> None:
+    """All in one test, so that no two workers make the same runs."""
+    exact = find(tmp_path)
+    for way in WAYS:
+        assert_every_process_knows_the_size_of_the_whole_model(exact, way)
+        assert_weights_drawn_as_by_one_process(exact, way)
+        (assert_cut_as_planned if way.shard == "full" else assert_plain)(exact, way)
+        assert_one_step_is_that_of_one_process(exact, way)
+    assert_experts_are_cut_along_both_dimensions(exact)
+    for way in FOLLOWED:
+        assert_20_steps_of_adamw_are_those_of_one_process(exact, way)
+    for subject in sorted({way.subject for way in WAYS}):
+        assert_what_must_be_on_is_on(exact, subject)
